@@ -1,0 +1,35 @@
+"""Source `pystdlib`: a small language model of Python source that lives in this package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pluglm import hookimpl
+from pluglm.contracts import Source, SourceRequest
+
+CHECKPOINT = Path(__file__).parent / "checkpoint"
+
+
+class PackagedModel:
+    """Answers to one name, with the folder inside this package."""
+
+    name = "pystdlib"
+
+    def resolve(self, request: SourceRequest) -> Path | None:
+        """The folder, for "pystdlib"; None for any other name."""
+        return CHECKPOINT if request.model == self.name else None
+
+
+@hookimpl
+def pluglm_build_source(request: SourceRequest) -> Source:
+    """The package is the source; a revision is its version, so nothing of the request matters here."""
+    return PackagedModel()
+
+
+def held_out() -> dict[str, str]:
+    """The source files that the model was never trained on, by path: what quality is measured with."""
+    import json
+
+    text = (CHECKPOINT.parent / "heldout.json").read_text(encoding="utf-8")
+    files: dict[str, str] = json.loads(text)
+    return files

@@ -1,0 +1,232 @@
+"""Train the model that this package ships: `python -m pluglm_model_pystdlib.train prepare|fit|export --help`.
+
+The three steps can run on three machines: `prepare` reads the standard library of the interpreter it runs under,
+`fit` needs torch and the prepared folder, `export` writes the checkpoint in the Llama layout and measures it.
+Matrices inside the blocks are trained with Muon (Jordan et al. 2024), the rest with AdamW (Loshchilov & Hutter 2019);
+the learning rate is constant after warm-up and falls linearly to zero over the last part of the run
+("warmup-stable-decay", Hu et al. 2024, "MiniCPM", section 4).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pluglm_model_pystdlib.muon import Muon
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a Llama-shaped decoder, in the names its config.json uses."""
+
+    vocab_size: int = 6144
+    hidden_size: int = 256
+    intermediate_size: int = 768
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 4
+    num_key_value_heads: int = 2
+    head_dim: int = 64
+    max_position_embeddings: int = 1024
+    rope_theta: float = 10000.0
+    rms_norm_eps: float = 1e-5
+
+
+class Block(nn.Module):
+    """Pre-norm attention and gated MLP (Touvron et al. 2023, "LLaMA", section 2.2); names as in its checkpoints."""
+
+    def __init__(self, s: Shape) -> None:
+        super().__init__()
+        q, kv = s.num_attention_heads * s.head_dim, s.num_key_value_heads * s.head_dim
+        self.s = s
+        self.input_layernorm = nn.RMSNorm(s.hidden_size, s.rms_norm_eps)
+        self.post_attention_layernorm = nn.RMSNorm(s.hidden_size, s.rms_norm_eps)
+        self.self_attn = nn.ModuleDict({
+            "q_proj": nn.Linear(s.hidden_size, q, bias=False),
+            "k_proj": nn.Linear(s.hidden_size, kv, bias=False),
+            "v_proj": nn.Linear(s.hidden_size, kv, bias=False),
+            "o_proj": nn.Linear(q, s.hidden_size, bias=False),
+        })
+        self.mlp = nn.ModuleDict({
+            "gate_proj": nn.Linear(s.hidden_size, s.intermediate_size, bias=False),
+            "up_proj": nn.Linear(s.hidden_size, s.intermediate_size, bias=False),
+            "down_proj": nn.Linear(s.intermediate_size, s.hidden_size, bias=False),
+        })
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        B, T, _ = x.shape
+        a, D = self.self_attn, self.s.head_dim
+        y = self.input_layernorm(x)
+        q = rotate(a["q_proj"](y).view(B, T, -1, D).transpose(1, 2), cos, sin)  # [B, H, T, D]
+        k = rotate(a["k_proj"](y).view(B, T, -1, D).transpose(1, 2), cos, sin)  # [B, K, T, D]
+        v = a["v_proj"](y).view(B, T, -1, D).transpose(1, 2)  # [B, K, T, D]
+        o = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        x = x + a["o_proj"](o.transpose(1, 2).reshape(B, T, -1))
+        y = self.post_attention_layernorm(x)
+        m = self.mlp
+        return x + m["down_proj"](F.silu(m["gate_proj"](y)) * m["up_proj"](y))
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions (Su et al. 2021, "RoFormer"), in Llama's half-split order. x: [B, H, T, D]; cos, sin: [T, D/2]."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
+
+
+class Decoder(nn.Module):
+    """The whole model; input and output embeddings are tied."""
+
+    def __init__(self, s: Shape) -> None:
+        super().__init__()
+        self.s = s
+        self.embed_tokens = nn.Embedding(s.vocab_size, s.hidden_size)
+        self.layers = nn.ModuleList(Block(s) for _ in range(s.num_hidden_layers))
+        self.norm = nn.RMSNorm(s.hidden_size, s.rms_norm_eps)
+        angle = torch.arange(s.max_position_embeddings)[:, None] * s.rope_theta ** (
+            -torch.arange(0, s.head_dim, 2) / s.head_dim
+        )
+        self.register_buffer("cos", angle.cos(), persistent=False)
+        self.register_buffer("sin", angle.sin(), persistent=False)
+        for parameter in self.parameters():
+            if parameter.ndim == 2:
+                nn.init.normal_(parameter, std=0.02)
+        for block in self.layers:  # residual outputs start small (Radford et al. 2019, section 2.3)
+            for parameter in (block.self_attn["o_proj"].weight, block.mlp["down_proj"].weight):
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * s.num_hidden_layers))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids: [B, T] -> logits [B, T, V]."""
+        x = self.embed_tokens(ids)
+        cos, sin = self.cos[: ids.shape[1]], self.sin[: ids.shape[1]]
+        for block in self.layers:
+            x = block(x, cos, sin)
+        return F.linear(self.norm(x), self.embed_tokens.weight)
+
+
+def batches(ids: np.ndarray, *, batch: int, length: int, seed: int):
+    """Endless [batch, length + 1] windows: each epoch is cut at a fresh random phase and shuffled, so all text is seen."""
+    rng = np.random.default_rng(seed)
+    while True:
+        phase = int(rng.integers(length))
+        starts = rng.permutation(np.arange(phase, len(ids) - length - 1, length))
+        for i in range(0, len(starts) - batch + 1, batch):
+            yield torch.from_numpy(np.stack([ids[s : s + length + 1] for s in starts[i : i + batch]]).astype(np.int64))
+
+
+def learning_rate(step: int, progress: float, *, warmup: int, decay: float) -> float:
+    """Factor on the peak rate: linear warm-up over `warmup` steps, constant, linear fall over the last `decay` share.
+
+    progress: share of the run that is over, in [0, 1].
+    """
+    return min(1.0, (step + 1) / warmup, max(0.0, 1.0 - progress) / decay)
+
+
+def fit(args: argparse.Namespace) -> None:
+    """Train; write `weights.safetensors` (float32) and `run.json` (arguments, versions, loss curve) into `--out`.
+
+    The run ends at `--steps`, or earlier at `--time-limit-s`; the learning rate follows whichever is nearer its end.
+    """
+
+    torch.manual_seed(args.seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_float32_matmul_precision("high")
+    shape = Shape(**json.loads(args.shape))
+    ids = np.fromfile(args.corpus / "train.bin", dtype=np.uint16)
+    model = Decoder(shape).to(device)
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+    others = [p for n, p in model.named_parameters() if not (p.ndim == 2 and "embed" not in n)]
+    optimizers = [
+        Muon(matrices, lr=args.lr, weight_decay=args.weight_decay),
+        torch.optim.AdamW(others, lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+    forward = torch.compile(model) if args.compile else model
+    short = batches(ids, batch=args.batch, length=args.length, seed=args.seed)
+    # Positions past --length are learnt last, while the rate falls: long windows cost more and teach little early on.
+    full = batches(ids, batch=max(1, args.batch * args.length // shape.max_position_embeddings),
+                   length=shape.max_position_embeddings, seed=args.seed + 1)
+    log, started, tokens, progress, step = [], time.perf_counter(), 0, 0.0, 0
+    args.out.mkdir(parents=True, exist_ok=True)
+    while progress < 1.0:
+        elapsed = time.perf_counter() - started
+        progress = max((step + 1) / args.steps, elapsed / args.time_limit_s)
+        window = next(short if progress < 1.0 - args.decay / 2 else full).to(device)
+        scale = learning_rate(step, progress, warmup=args.warmup, decay=args.decay)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = args.lr * scale
+        loss_sum = 0.0
+        for part in window.split(args.micro_batch):
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                logits = forward(part[:, :-1])
+            loss = F.cross_entropy(logits.flatten(0, 1).float(), part[:, 1:].flatten()) * (len(part) / len(window))
+            loss.backward()
+            loss_sum += loss.detach()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        tokens += window[:, 1:].numel()
+        if step % args.log_every == 0 or progress >= 1.0:
+            row = {"step": step, "loss": round(float(loss_sum), 4), "tokens": tokens,
+                   "progress": round(progress, 4), "s": round(time.perf_counter() - started, 1)}
+            log.append(row)
+            print(json.dumps(row), flush=True)
+            write_run(args, model, shape, device, log)
+        step += 1
+
+
+def write_run(args: argparse.Namespace, model: Decoder, shape: Shape, device: torch.device, log: list[dict]) -> None:
+    """What is needed to go on with a stopped run's result, and to say where it came from."""
+    from safetensors.torch import save_file
+
+    parameters = {name: p.detach().float().cpu().contiguous() for name, p in model.named_parameters()}
+    save_file(parameters, str(args.out / "weights.safetensors"))
+    run = {k: (str(v) if isinstance(v, Path) else v) for k, v in vars(args).items() if not callable(v)}
+    run |= {"shape": asdict(shape), "torch": torch.__version__, "device": str(device), "log": log}
+    (args.out / "run.json").write_text(json.dumps(run, indent=1), encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    steps = parser.add_subparsers(required=True)
+    p = steps.add_parser("prepare", help="corpus, tokenizer and split from this interpreter's standard library")
+    p.add_argument("--out", type=Path, required=True)
+    p.add_argument("--vocab-size", type=int, default=Shape.vocab_size)
+    p.set_defaults(run=run_prepare)
+    p = steps.add_parser("fit", help="train; on a GPU where there is one")
+    p.add_argument("--corpus", type=Path, required=True)
+    p.add_argument("--out", type=Path, required=True)
+    p.add_argument("--shape", default="{}", help="JSON of Shape fields that differ from the defaults")
+    p.add_argument("--steps", type=int, default=2000)
+    p.add_argument("--batch", type=int, default=12, help="windows a step")
+    p.add_argument("--micro-batch", type=int, default=12, help="windows a forward pass")
+    p.add_argument("--length", type=int, default=512, help="tokens a window")
+    p.add_argument("--lr", type=float, default=4e-3)
+    p.add_argument("--weight-decay", type=float, default=0.1)
+    p.add_argument("--warmup", type=int, default=50, help="steps")
+    p.add_argument("--decay", type=float, default=0.4, help="share of the steps over which the rate falls to zero")
+    p.add_argument("--time-limit-s", type=float, default=math.inf, help="end no later than this")
+    p.add_argument("--compile", action=argparse.BooleanOptionalAction, default=torch.cuda.is_available())
+    p.add_argument("--seed", type=int, default=20261121)
+    p.add_argument("--log-every", type=int, default=20)
+    p.set_defaults(run=fit)
+    args = parser.parse_args()
+    args.run(args)
+
+
+def run_prepare(args: argparse.Namespace) -> None:
+    from pluglm_model_pystdlib.corpus import prepare
+
+    print(json.dumps(prepare(args.out, vocab_size=args.vocab_size), indent=1))
+
+
+if __name__ == "__main__":
+    main()

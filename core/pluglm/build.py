@@ -1,0 +1,187 @@
+"""From a plan to objects: each provider's hook is called once, its result checked, and the weights put in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pluglm.contracts.attention import AttentionBackend, AttentionRequest
+from pluglm.contracts.cache import CacheLayout, CacheRequest, torch_dtype
+from pluglm.contracts.decoding import DecodingRequest, DecodingStrategy
+from pluglm.contracts.model import ModelParts
+from pluglm.contracts.quantizer import Quantizer, QuantizerRequest
+from pluglm.contracts.runtime import Executor, ExecutorRequest, KernelRequest
+from pluglm.contracts.text import Tokenizer, TokenizerRequest
+from pluglm.errors import PlanError, QuarantinedError, UnsupportedRequestError
+from pluglm.manager import Manager, check_contract
+from pluglm.plan import Choice, Plan
+from pluglm.planner import AUTO
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pluglm.loading import Loader
+
+
+class PartFailed(Exception):
+    """A part that `auto` chose could not be built. provider: its id; reason: one line for the next plan."""
+
+    def __init__(self, provider: str, reason: str) -> None:
+        super().__init__(f"{provider}: {reason}")
+        self.provider, self.reason = provider, reason
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything that is built before the weights."""
+
+    attention: AttentionBackend | None
+    layout: CacheLayout | None
+    tokenizer: Tokenizer | None
+    strategy: DecodingStrategy
+    quantizer: Quantizer | None
+    kernels: Mapping[str, Callable[..., Any]]
+
+
+def build(manager: Manager, choice: Choice, hook: str, **arguments: Any) -> Any:
+    """Call the hook of a choice's provider and check the result.
+
+    Raises: PartFailed if `auto` chose the provider; what it raised, if the user named it.
+    """
+    kind = choice.kind.partition(":")[0]
+    provider, _ = manager.registry.find(kind, choice.provider or "")
+    try:
+        return check_contract(manager, provider, manager.call(provider, hook, **arguments))
+    except UnsupportedRequestError as e:
+        if choice.requested != AUTO:
+            raise
+        raise PartFailed(provider.id, "refused: " + "; ".join(getattr(e, "reasons", (e.what,)))) from e
+    except QuarantinedError as e:
+        if choice.requested != AUTO:
+            raise
+        raise PartFailed(provider.id, str(manager.quarantine[provider.id])) from e
+
+
+def build_parts(manager: Manager, plan: Plan, loader: Loader) -> Parts:
+    """Build all but the module and its executor, and check what only built parts can tell."""
+    chosen = {choice.kind: choice for choice in plan.choices}
+    description = loader.description
+    tokenizer = None
+    if chosen["tokenizer"].provider is not None:
+        request = TokenizerRequest(loader.checkpoint.path, description.vocab_size)
+        tokenizer = build(manager, chosen["tokenizer"], "pluglm_build_tokenizer", request=request)
+    attention = None
+    if "attention" in chosen:
+        views = _facts(manager, chosen["cache"]).get("views", ()) if "cache" in chosen else ()
+        attention = _attention(manager, chosen["attention"], loader, tuple(views) or ("dense",))
+    layout = None
+    if "cache" in chosen:
+        layout = _layout(manager, chosen["cache"], chosen["decoding"], loader, attention)
+    if attention is not None and layout is not None and layout.view not in attention.views:
+        raise PlanError(
+            f"{chosen['attention'].provider} and {chosen['cache'].provider} do not fit together.",
+            why=f"the first reads {', '.join(attention.views)}, the second gives {layout.view}.",
+            fix="Choose another of the two; `pluglm explain` lists them.",
+        )
+    quantizer = None
+    if chosen["quantizer"].provider is not None:
+        choice = chosen["quantizer"]
+        quantizer = build(manager, choice, "pluglm_build_quantizer", request=QuantizerRequest(
+            loader.device, loader.dtype, config=loader.checkpoint.config.get("quantization_config"),
+            skip=loader.request.skip, variant=choice.variant, options=choice.options,
+        ))  # fmt: skip
+    strategy = build_strategy(manager, chosen["decoding"], loader, tokenizer)
+    return Parts(attention, layout, tokenizer, strategy, quantizer, _kernels(manager, plan, loader))
+
+
+def build_strategy(
+    manager: Manager, choice: Choice, loader: Loader, tokenizer: Tokenizer | None
+) -> DecodingStrategy:
+    """The strategy of a choice, for this model."""
+    strategy: DecodingStrategy = build(manager, choice, "pluglm_build_decoding", request=DecodingRequest(
+        loader.description.vocab_size, loader.device, tokenizer.decode if tokenizer is not None else None,
+        choice.variant, choice.options,
+    ))  # fmt: skip
+    return strategy
+
+
+def _attention(manager: Manager, choice: Choice, loader: Loader, views: tuple[str, ...]) -> AttentionBackend:
+    specs = loader.description.attention
+    backend: AttentionBackend = build(manager, choice, "pluglm_build_attention", request=AttentionRequest(
+        specs, loader.device, loader.dtype, views, choice.variant, choice.options
+    ))  # fmt: skip
+    reasons = tuple(dict.fromkeys(reason for spec in specs for reason in backend.refusals(spec)))
+    if reasons and choice.requested == AUTO:
+        raise PartFailed(choice.provider or "", "refused: " + "; ".join(reasons))
+    if reasons:
+        raise UnsupportedRequestError(
+            f"attention={choice.requested!r} cannot compute this model.", why="\n".join(reasons),
+            fix='Choose another backend, or leave it on "auto".', reasons=reasons,
+        )  # fmt: skip
+    return backend
+
+
+def _layout(
+    manager: Manager, choice: Choice, decoding: Choice, loader: Loader, attention: AttentionBackend | None
+) -> CacheLayout:
+    description = loader.description
+    needs = tuple(_facts(manager, decoding).get("needs", ()))
+    layout: CacheLayout = build(manager, choice, "pluglm_build_cache", request=CacheRequest(
+        description.slots, tuple(attention.views) if attention is not None else ("dense",), loader.device, loader.dtype,
+        needs, description.max_seq_len, choice.variant, choice.options,
+    ))  # fmt: skip
+    return layout
+
+
+def _facts(manager: Manager, choice: Choice) -> Mapping[str, Any]:
+    provider, _ = manager.registry.find(choice.kind, choice.provider or "")
+    return provider.facts or {}
+
+
+def _kernels(manager: Manager, plan: Plan, loader: Loader) -> dict[str, Callable[..., Any]]:
+    kernels = {}
+    for choice in plan.choices:
+        kind, _, op = choice.kind.partition(":")
+        if kind == "kernel":
+            request = KernelRequest(loader.device, loader.dtype, (("hidden_size", loader.description.hidden_size),))
+            kernels[op] = build(manager, choice, "pluglm_load_kernel", op=op, request=request)
+    return kernels
+
+
+def build_module(manager: Manager, plan: Plan, loader: Loader, parts: Parts) -> nn.Module:
+    """Build the torch module on the meta device and fill it from the checkpoint."""
+    import torch
+
+    from pluglm.checkpoint import track
+    from pluglm.weights import load_weights
+
+    choice = plan["architecture"]
+    model_parts = ModelParts(loader.description, parts.attention, parts.kernels, loader.device, loader.dtype)
+    with torch.device("meta"):
+        module: nn.Module = build(
+            manager, replace_requested(choice), "pluglm_build_model", config=loader.checkpoint.config, parts=model_parts
+        )
+    load_weights(
+        module, loader.description.weights, loader.checkpoint, device=loader.device, dtype=torch_dtype(loader.dtype),
+        quantizer=parts.quantizer, packed="quantization_config" in loader.checkpoint.config, skip=loader.request.skip,
+        track=lambda items: track(items, f"loading {loader.request.model}"),
+    )  # fmt: skip
+    return module.eval()
+
+
+def replace_requested(choice: Choice) -> Choice:
+    """The architecture is never chosen among several, so its failure is the load's: treat it as named."""
+    from dataclasses import replace
+
+    return replace(choice, requested=choice.provider or "")
+
+
+def build_executor(manager: Manager, plan: Plan, loader: Loader, parts: Parts, module: nn.Module) -> Executor:
+    """Build what runs the module, once its weights are in place."""
+    choice = plan["executor"]
+    executor: Executor = build(manager, choice, "pluglm_build_executor", request=ExecutorRequest(
+        module, loader.description, parts.layout, loader.device, loader.dtype,  # type: ignore[arg-type]
+        choice.variant, choice.options,
+    ))  # fmt: skip
+    return executor

@@ -1,0 +1,1 @@
+"""The command line, `pluglm`. Commands that manage plugins import none of them, and no torch."""

@@ -1,0 +1,65 @@
+"""Contracts that cross the plugin border: Protocols and frozen dataclasses, one idea a module. Imports no torch."""
+
+from pluglm.contracts.attention import AttentionBackend, AttentionRequest, AttentionSpec, MaskSpec
+from pluglm.contracts.cache import (
+    OPERATIONS,
+    Cache,
+    CacheLayout,
+    CacheRequest,
+    CrossSlot,
+    DenseView,
+    KeyInfo,
+    KVSlot,
+    KVView,
+    LatentSlot,
+    LatentView,
+    PagedView,
+    QuantizedView,
+    SharedSlot,
+    Slot,
+    StateSlot,
+    Step,
+)
+from pluglm.contracts.decoding import (
+    DecodingRequest,
+    DecodingStrategy,
+    FinishReason,
+    GenerationConfig,
+    GenerationOutput,
+    LogitsProcessor,
+    StoppingCriterion,
+    Streamer,
+    TokenSelector,
+)
+from pluglm.contracts.model import ForwardInput, ForwardOutput, ModelDescription, ModelModule, ModelParts
+from pluglm.contracts.program import (
+    Attention,
+    Branch,
+    DecoderProgram,
+    Embedding,
+    Experts,
+    FeedForward,
+    Head,
+    LatentAttention,
+    Layer,
+    Norm,
+    Part,
+    Rope,
+    StateSpace,
+)
+from pluglm.contracts.quantizer import Quantizer, QuantizerRequest
+from pluglm.contracts.runtime import KERNEL_OPS, Executor, ExecutorRequest, KernelRequest
+from pluglm.contracts.text import Checkpoint, Message, Source, SourceRequest, Tokenizer, TokenizerRequest
+from pluglm.contracts.weights import Chain, Split, Stack, Transform, Transpose, WeightMap, WeightRule, rules
+
+__all__ = [
+    "KERNEL_OPS", "OPERATIONS", "Attention", "AttentionBackend", "AttentionRequest", "AttentionSpec", "Branch", "Cache",
+    "CacheLayout", "CacheRequest", "Chain", "Checkpoint", "CrossSlot", "DecoderProgram", "DecodingRequest",
+    "DecodingStrategy", "DenseView", "Embedding", "Executor", "ExecutorRequest", "Experts", "FeedForward",
+    "FinishReason", "ForwardInput", "ForwardOutput", "GenerationConfig", "GenerationOutput", "Head", "KVSlot", "KVView",
+    "KernelRequest", "KeyInfo", "LatentAttention", "LatentSlot", "LatentView", "Layer", "LogitsProcessor", "MaskSpec",
+    "Message", "ModelDescription", "ModelModule", "ModelParts", "Norm", "PagedView", "Part", "QuantizedView",
+    "Quantizer", "QuantizerRequest", "Rope", "SharedSlot", "Slot", "Source", "SourceRequest", "Split", "Stack",
+    "StateSlot", "StateSpace", "Step", "StoppingCriterion", "Streamer", "TokenSelector", "Tokenizer",
+    "TokenizerRequest", "Transform", "Transpose", "WeightMap", "WeightRule", "rules",
+]  # fmt: skip

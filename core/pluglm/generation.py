@@ -1,0 +1,127 @@
+"""Generation settings: what a model's files say, what a call says, and who wins.
+
+A call's own arguments win over the strategy the user named, which wins over `generation_config.json`, which wins over
+`config.json`. Sampling fields of a file count only if the file also says `do_sample`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from pluglm.contracts.decoding import GenerationConfig
+from pluglm.contracts.model import ModelDescription
+from pluglm.errors import ConfigError, InputError, PluglmError
+
+SAMPLING = ("temperature", "top_k", "top_p", "min_p")
+#: New tokens if neither the call nor the model's files say how many; less if the context has less room.
+DEFAULT_NEW_TOKENS = 256
+
+#: Keys of generation_config.json that say nothing about how tokens are chosen here, with the reason.
+NEUTRAL_KEYS: Mapping[str, str] = {
+    "transformers_version": "says who wrote the file",
+    "_from_model_config": "says how the file was made",
+    "use_cache": "a call decides",
+    "cache_implementation": "the plan chooses the cache",
+    "cache_config": "the plan chooses the cache",
+    "return_dict_in_generate": "the shape of an answer is the caller's choice",
+    "output_scores": "the shape of an answer is the caller's choice",
+    "output_logits": "the shape of an answer is the caller's choice",
+    "output_attentions": "the shape of an answer is the caller's choice",
+    "output_hidden_states": "the shape of an answer is the caller's choice",
+    "trust_remote_code": "no code is taken from a model",
+    "decoder_start_token_id": "only encoder-decoder models start so",
+}
+#: Values at which a field changes nothing.
+NEUTRAL_VALUES: Mapping[str, Any] = {
+    "num_beams": 1, "num_beam_groups": 1, "num_return_sequences": 1, "repetition_penalty": 1.0, "length_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "encoder_no_repeat_ngram_size": 0, "typical_p": 1.0,
+    "epsilon_cutoff": 0.0, "eta_cutoff": 0.0, "diversity_penalty": 0.0, "min_length": 0, "early_stopping": False,
+    "renormalize_logits": False, "remove_invalid_values": False, "token_healing": False, "is_assistant": False,
+    "max_length": 20, "low_memory": False,
+}  # fmt: skip
+
+
+def defaults(
+    description: ModelDescription, file: Mapping[str, Any] | None, *, eos: int | None, bos: int | None, pad: int | None
+) -> GenerationConfig:
+    """The model's own settings: generation_config.json over config.json over the tokenizer's special tokens.
+
+    Raises: ConfigError for a value that makes no sense.
+    """
+    said = {k: v for k, v in (file or {}).items() if v is not None and k not in NEUTRAL_KEYS}
+    said = {k: v for k, v in said.items() if not (k in NEUTRAL_VALUES and v == NEUTRAL_VALUES[k])}
+    sample = said.pop("do_sample", False)
+    if not sample:
+        for name in (*SAMPLING, "top_h"):
+            said.pop(name, None)
+    elif not any(name in said for name in SAMPLING):
+        said["temperature"] = 1.0
+    said.setdefault("eos_token_id", list(description.eos_token_ids) or ([eos] if eos is not None else None))
+    said.setdefault("bos_token_id", description.bos_token_id if description.bos_token_id is not None else bos)
+    said.setdefault("pad_token_id", description.pad_token_id if description.pad_token_id is not None else pad)
+    try:
+        return GenerationConfig().updated(**said)
+    except (PluglmError, TypeError) as e:
+        raise ConfigError(
+            "generation_config.json holds a setting that makes no sense.", why=getattr(e, "what", str(e)),
+            fix="Correct the file.", key=getattr(e, "argument", None),
+        ) from e
+
+
+def for_call(base: GenerationConfig, call: Mapping[str, Any], honoured: frozenset[str] | None) -> GenerationConfig:
+    """Settings of one call: `call` over `base`.
+
+    Args:
+        honoured: fields of a strategy that the user named; settings of `base` that it does not know give way to it.
+            None: the strategy will be chosen by the fields.
+    Raises: InputError for a value that makes no sense or a contradiction.
+    """
+    call = dict(call)
+    given = call.pop("generation_config", None)
+    if given is not None:
+        if not isinstance(given, GenerationConfig):
+            raise InputError(
+                f"generation_config is a {type(given).__name__}.",
+                fix="Pass a pluglm.GenerationConfig, or its fields as arguments.", argument="generation_config",
+            )
+        call = {**given.set_fields(), **call}
+    sample = call.pop("do_sample", None)
+    if sample is False:
+        clash = [name for name in SAMPLING if call.get(name) is not None]
+        if clash:
+            raise InputError(
+                f"do_sample=False contradicts {clash[0]}={call[clash[0]]!r}.",
+                fix=f"Leave out {clash[0]}, or leave out do_sample.", argument=clash[0],
+            )
+        call.update(dict.fromkeys(SAMPLING))
+    result = base
+    if honoured is not None:
+        foreign = [f.name for f in fields(base) if f.name != "extra" and f.name not in honoured]
+        keep = {k: v for k, v in base.extra.items() if k in honoured}
+        cleared = {name: None for name in foreign if name not in ("eos_token_id", "bos_token_id", "pad_token_id")}
+        result = _replace(base, cleared, keep)
+    result = result.updated(**{k: v for k, v in call.items() if v is not None})
+    if removed := [k for k, v in call.items() if v is None]:
+        result = _replace(result, {k: None for k in removed if k in _FIELDS}, {
+            k: v for k, v in result.extra.items() if k not in removed
+        })  # fmt: skip
+    if sample is True and not any(getattr(result, name) is not None for name in SAMPLING):
+        result = result.updated(temperature=1.0)
+    return result
+
+
+def choosing_fields(config: GenerationConfig) -> tuple[str, ...]:
+    """The set fields that a strategy must honour (token ids of special tokens are told to all)."""
+    told = ("eos_token_id", "bos_token_id", "pad_token_id")
+    return tuple(sorted(name for name in config.set_fields() if name not in told))
+
+
+_FIELDS = frozenset(f.name for f in fields(GenerationConfig)) - {"extra"}
+
+
+def _replace(config: GenerationConfig, changed: Mapping[str, Any], extra: Mapping[str, Any]) -> GenerationConfig:
+    import dataclasses
+
+    return dataclasses.replace(config, **changed, extra=dict(extra))

@@ -1,0 +1,292 @@
+"""`LanguageModel`: what `load` returns. Text in, text out; the parts and the plan within reach."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+
+from pluglm.build import Parts, PartFailed, build, build_strategy
+from pluglm.contracts.decoding import DecodingStrategy, FinishReason, GenerationConfig, GenerationOutput
+from pluglm.contracts.quantizer import Quantizer, QuantizerRequest
+from pluglm.contracts.runtime import Executor
+from pluglm.contracts.text import Tokenizer
+from pluglm.errors import ContextLengthError, InputError, PlanError
+from pluglm.forward import CausalLM
+from pluglm.generation import DEFAULT_NEW_TOKENS, choosing_fields, defaults, for_call
+from pluglm.plan import Choice, Plan
+from pluglm.planner import AUTO, Demand, Planner, Wanted
+from pluglm.prompts import Prompts, pad_left, read_prompts
+from pluglm.streaming import stream_tokens
+from pluglm.text_stream import TextStream
+
+if TYPE_CHECKING:
+    from pluglm.loading import Loader
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One answer with what is known of it.
+
+    Attributes:
+        text: of the new tokens, cut before a stop string; "" for a model without a tokenizer.
+        token_ids: the new tokens. num_prompt_tokens: before them, padding not counted.
+        finish_reason: "eos", "length", "stop" or "cancelled".
+        logprobs: of the new tokens, if asked for with `return_logprobs=True`.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    num_prompt_tokens: int
+    finish_reason: FinishReason | None
+    logprobs: tuple[float, ...] | None = None
+
+
+class LanguageModel:
+    """A loaded model. Made by `pluglm.load`.
+
+    Attributes:
+        plan: what was chosen, from which package, and why.
+        model: the forward contract, `model(input_ids, past_key_values=…, use_cache=True)`.
+        tokenizer: text <-> ids; None for a model without one.
+        generation: the model's own generation settings.
+    """
+
+    plan: Plan
+    model: CausalLM
+    tokenizer: Tokenizer | None
+    generation: GenerationConfig
+
+    @classmethod
+    def _from_parts(cls, loader: Loader, plan: Plan, parts: Parts, module: torch.nn.Module, executor: Executor) -> Self:
+        lm = cls.__new__(cls)
+        lm._loader = loader
+        lm.plan = plan
+        lm.tokenizer = t = parts.tokenizer
+        lm._quantizer = parts.quantizer
+        lm.model = CausalLM(module, executor, parts.layout, loader.description, loader.checkpoint.config)
+        lm.generation = defaults(
+            loader.description, loader.checkpoint.generation_config,
+            eos=t.eos_token_id if t else None, bos=t.bos_token_id if t else None, pad=t.pad_token_id if t else None,
+        )  # fmt: skip
+        lm._strategies = {plan["decoding"].provider: parts.strategy}
+        return lm
+
+    _loader: Loader
+    _quantizer: Quantizer | None
+    _strategies: dict[str | None, DecodingStrategy]
+
+    def __repr__(self) -> str:
+        return f"<LanguageModel {self.plan.model} ({self.plan.model_type}), {self.plan.dtype} on {self.plan.device}>"
+
+    def generate(self, prompt: Any, **settings: Any) -> str | list[str]:
+        """Complete a prompt.
+
+        Args:
+            prompt: a text, messages ({"role": …, "content": …}), token ids, or a list of any of these.
+            **settings: fields of GenerationConfig (max_new_tokens, temperature, top_p, seed, stop_strings, …), do_sample,
+                `decoding` (a strategy for this call), logits_processor, stopping_criteria, and what the strategy knows.
+        Returns: the new text; a list for a list of prompts or several sequences each.
+        Raises: InputError, ContextLengthError, PlanError.
+        """
+        done = self.complete(prompt, **settings)
+        return done.text if isinstance(done, Completion) else [completion.text for completion in done]
+
+    def complete(self, prompt: Any, **settings: Any) -> Completion | list[Completion]:
+        """As `generate`, with token ids, finish reason and log-probabilities."""
+        call = self._prepare(prompt, settings)
+        with torch.no_grad():
+            output = call.strategy(self.model, call.input_ids, **call.arguments)
+        done = self._completions(output, call)
+        return done[0] if call.prompts.single and len(done) == 1 else done
+
+    def stream(self, prompt: Any, **settings: Any) -> Iterator[str]:
+        """The new text of one prompt, in pieces as it is made; joined they are what `generate` returns.
+
+        Closing the iterator stops the generation. Takes the arguments of `generate`.
+        """
+        call = self._prepare(prompt, settings)
+        tokenizer = self._need_tokenizer()
+        if len(call.prompts.rows) != 1 or (call.config.num_return_sequences or 1) != 1:
+            raise InputError(
+                "a stream carries one completion.", why=f"{len(call.prompts.rows)} prompts were passed.",
+                fix="Stream them one by one, or use generate.", argument="prompt",
+            )  # fmt: skip
+        eos = frozenset(call.config.eos_token_id or ()) | tokenizer.special_ids
+        text = TextStream(lambda ids: tokenizer.decode(ids), stop=call.config.stop_strings or ())
+        return self._pieces(call, text, eos)
+
+    def _pieces(self, call: _Call, text: TextStream, silent: frozenset[int]) -> Iterator[str]:
+        for token_id in stream_tokens(call.strategy, self.model, call.input_ids, call.arguments):
+            if token_id not in silent and (piece := text.push(token_id)):
+                yield piece
+        if piece := text.finish():
+            yield piece
+
+    def new_cache(self, *, batch_size: int = 1, capacity: int | None = None) -> Any:
+        """An empty cache of the planned layout, to keep between calls: `generate(ids, past_key_values=cache)`."""
+        return self.model.new_cache(batch_size=batch_size, capacity=capacity)
+
+    def quantize(self, quantizer: str, *, skip: tuple[str, ...] = (), options: Mapping[str, Any] = {}) -> int:
+        """Pack the linear layers of this loaded model, one at a time. Returns how many were replaced.
+
+        Args:
+            quantizer: a provider, `name:variant` or its id. skip: patterns of module names to leave as they are.
+            options: keyword options of the quantizer.
+        Raises: PlanError if the model is packed already or no layer was taken.
+        """
+        from pluglm.weights import quantize_module
+
+        if self._quantizer is not None:
+            raise PlanError(
+                f"this model is packed already, by {self._quantizer.name}.", fix="Load it again without a quantizer."
+            )
+        planner = Planner(self._loader.manager)
+        demand = Demand(self.plan.device, self.plan.dtype)
+        wanted = Wanted(quantizer, tuple(sorted(options.items())))
+        choice = planner.single("quantizer", wanted, demand, "packs the linear layers of the loaded model")
+        part: Quantizer = build(self._loader.manager, choice, "pluglm_build_quantizer", request=QuantizerRequest(
+            self.plan.device, self.plan.dtype, skip=skip, variant=choice.variant, options=choice.options
+        ))  # fmt: skip
+        count = quantize_module(self.model.module, part, skip)
+        if count == 0:
+            raise PlanError(f"{choice.provider} took none of the linear layers.", fix="Look at `skip` and at its README.")
+        self._quantizer = part
+        self._replan(choice)
+        return count
+
+    def save(self, path: str | Path) -> None:
+        """Write a folder that `load` reads back: weights as they are now, config, tokenizer.
+
+        Raises: SaveError; what was at `path` before is then intact.
+        """
+        from pluglm.checkpoint import atomic_folder, write_safetensors
+        from pluglm.weights import export_weights
+
+        checkpoint = self._loader.checkpoint
+        config = {k: v for k, v in checkpoint.config.items() if k not in ("torch_dtype", "quantization_config")}
+        config["dtype"] = self.plan.dtype
+        if self._quantizer is not None:
+            config["quantization_config"] = self._quantizer.config()
+        with atomic_folder(path) as folder:
+            weights = export_weights(self.model.module, self._loader.description.weights, self._quantizer)
+            write_safetensors(folder, weights, {"format": "pt"})
+            (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            if checkpoint.generation_config is not None:
+                text = json.dumps(checkpoint.generation_config, indent=2)
+                (folder / "generation_config.json").write_text(text + "\n", encoding="utf-8")
+            if self.tokenizer is not None:
+                self.tokenizer.save(folder)
+
+    def _replan(self, changed: Choice) -> None:
+        choices = tuple(changed if c.kind == changed.kind else c for c in self.plan.choices)
+        self.plan = replace(self.plan, choices=choices)
+
+    def _need_tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise InputError(
+                "this model came without a tokenizer, so there is no text to stream.",
+                fix="Use complete(), which gives token ids, or put tokenizer.json into the folder.", argument="prompt",
+            )
+        return self.tokenizer
+
+    def _prepare(self, prompt: Any, settings: Mapping[str, Any]) -> _Call:
+        """Everything that is decided before the first forward pass of a call."""
+        settings = dict(settings)
+        passed = {k: settings.pop(k) for k in ("logits_processor", "stopping_criteria") if k in settings}
+        model_kwargs = {k: settings.pop(k) for k in ("past_key_values", "use_cache") if k in settings}
+        named = settings.pop("decoding", None)
+        wanted = Wanted(named) if named is not None else self._loader.request.wanted("decoding")
+        honoured = None
+        if wanted.text != AUTO:
+            honoured = self._strategy(wanted, ()).fields
+        config = for_call(self.generation, settings, honoured)
+        strategy = self._strategy(wanted, choosing_fields(config))
+        prompts = read_prompts(
+            prompt, self.tokenizer, vocab_size=self._loader.description.vocab_size, bos_token_id=config.bos_token_id
+        )
+        config = self._limits(config, max(map(len, prompts.rows)))
+        if config.pad_token_id is None:
+            config = config.updated(pad_token_id=(config.eos_token_id or (0,))[0])
+        input_ids, mask = pad_left(prompts.rows, config.pad_token_id or 0, self.model.device)
+        if mask is not None:
+            model_kwargs["attention_mask"] = mask
+        return _Call(strategy, prompts, input_ids, config, {**passed, **model_kwargs, "generation_config": config})
+
+    def _strategy(self, wanted: Wanted, fields: Sequence[str]) -> DecodingStrategy:
+        """The strategy of a call, built once for each provider."""
+        planner = Planner(self._loader.manager, self._loader.excluded)
+        while True:
+            choice = planner.decoding(wanted, fields, device=self.plan.device)
+            key = (choice.provider or "") + (f":{choice.variant}" if choice.variant else "")
+            planned = self.plan["decoding"]
+            if (planned.provider, planned.variant) == (choice.provider, choice.variant):
+                key = planned.provider or ""
+            if key not in self._strategies:
+                try:
+                    self._strategies[key] = build_strategy(self._loader.manager, choice, self._loader, self.tokenizer)
+                except PartFailed as e:
+                    planner.excluded[e.provider] = e.reason
+                    continue
+            return self._strategies[key]
+
+    def _limits(self, config: GenerationConfig, prompt_tokens: int) -> GenerationConfig:
+        """`config` with the number of new tokens filled in, checked against the context."""
+        limit = self._loader.description.max_seq_len
+        room = limit - prompt_tokens if limit is not None else None
+        if room is not None and room <= 0:
+            raise ContextLengthError(
+                f"the prompt has {prompt_tokens} tokens, the model's context holds {limit}.",
+                why="there is no room for a new token; nothing is cut off in silence.",
+                fix=f"Shorten the prompt to fewer than {limit} tokens.", tokens=prompt_tokens, limit=limit,
+            )
+        new = config.max_new_tokens
+        if new is None and config.max_length is not None:
+            new = config.max_length - prompt_tokens
+            if new <= 0:
+                raise ContextLengthError(
+                    f"max_length={config.max_length} leaves no room after a prompt of {prompt_tokens} tokens.",
+                    fix="Raise max_length, or use max_new_tokens.", tokens=prompt_tokens, limit=config.max_length,
+                )
+        if new is None:
+            return config.updated(max_new_tokens=min(DEFAULT_NEW_TOKENS, room) if room is not None else DEFAULT_NEW_TOKENS)
+        if room is not None and new > room:
+            raise ContextLengthError(
+                f"{prompt_tokens} prompt tokens and {new} new ones are more than the model's context of {limit}.",
+                fix=f"Ask for at most {room} new tokens, or shorten the prompt.",
+                tokens=prompt_tokens + new, limit=limit,
+            )  # fmt: skip
+        return config
+
+    def _completions(self, output: GenerationOutput | torch.Tensor, call: _Call) -> list[Completion]:
+        width = call.input_ids.shape[1]
+        if isinstance(output, torch.Tensor):  # a strategy in the Hub's style: bare sequences
+            output = GenerationOutput(output, width, (output.shape[1] - width,) * output.shape[0], ())
+        copies = output.sequences.shape[0] // len(call.prompts.rows)
+        done = []
+        for row in range(output.sequences.shape[0]):
+            ids = tuple(output.completion(row))
+            text = self.tokenizer.decode(ids) if self.tokenizer is not None else ""
+            for stop in call.config.stop_strings or ():
+                text = text.partition(stop)[0]
+            done.append(Completion(
+                text, ids, len(call.prompts.rows[row // copies]),
+                output.finish_reasons[row] if output.finish_reasons else None,
+                output.logprobs[row] if output.logprobs is not None else None,
+            ))  # fmt: skip
+        return done
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of `generate`, ready to run. arguments: keyword arguments of the strategy."""
+
+    strategy: DecodingStrategy
+    prompts: Prompts
+    input_ids: torch.Tensor
+    config: GenerationConfig
+    arguments: dict[str, Any]

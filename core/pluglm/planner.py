@@ -1,0 +1,302 @@
+"""The planner: facts → candidates → reasons → choices that fit together. Builds nothing, reads no weight.
+
+`auto` considers providers with static facts only and keeps every failing predicate of each. What the user named is
+honoured or refused; it is never replaced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pluglm.contracts.cache import slot_kinds
+from pluglm.contracts.model import ModelDescription
+from pluglm.contracts.runtime import KERNEL_OPS
+from pluglm.errors import IncompatiblePluginError, PlanError, PluglmError, PluginDisabledError, PluginNotFoundError
+from pluglm.kinds import KINDS
+from pluglm.manager import Manager
+from pluglm.plan import Choice, Rejected
+from pluglm.provider import Provider
+from pluglm.static_filter import static_refusals
+
+AUTO = "auto"
+TIERS = {"tuned": 0, "portable": 1, "reference": 2}
+#: What `decoding="auto"` may choose, in this order: the first that honours every field of the call. The other
+#: strategies change what is generated for the same fields, so they are used only when named.
+AUTO_DECODING = ("greedy", "sampling")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a user asked for one kind. text: a reference or "auto". options: keyword options of that part."""
+
+    text: str = AUTO
+    options: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a part of one kind must offer for this model, in the words of `pluglm.json`."""
+
+    device: str | None = None
+    dtype: str | None = None
+    features: tuple[str, ...] = ()
+    views: tuple[str, ...] = ()
+    slots: tuple[str, ...] = ()
+    operations: tuple[str, ...] = ()
+    head_dims: tuple[int, ...] = ()
+
+
+@dataclass
+class Candidates:
+    """One kind's candidates, sorted: those that may do the work, best first, and those that may not, with reasons."""
+
+    kind: str
+    wanted: Wanted
+    able: list[Provider] = field(default_factory=list)
+    variant: str | None = None
+    rejected: list[Rejected] = field(default_factory=list)
+    ranked: bool = False
+
+    def choice(self, provider: Provider, reason: str, skipped: Mapping[str, str] = {}) -> Choice:
+        """The plan's entry for `provider`; the other able ones are listed as next in line, or with why they do not fit."""
+        others = [
+            Rejected(p.id, p.version, (skipped.get(p.id, "next in line"),)) for p in self.able if p.id != provider.id
+        ]
+        return Choice(
+            self.kind, self.wanted.text, provider.id, provider.version, reason,
+            self.variant, self.wanted.options, tuple(others + self.rejected),
+        )  # fmt: skip
+
+
+class Planner:
+    """Sorts candidates for one load.
+
+    Args:
+        manager: knows what may be used.
+        excluded: provider id -> why it failed when it was built for this load; it is not tried again.
+    """
+
+    def __init__(self, manager: Manager, excluded: Mapping[str, str] = {}) -> None:
+        self.manager = manager
+        self.excluded = dict(excluded)
+
+    def candidates(self, kind: str, wanted: Wanted, demand: Demand) -> Candidates:
+        """Everything that could play `kind`. A named part that cannot is an error; `auto` may come back empty-handed."""
+        found = Candidates(kind, wanted)
+        if wanted.text != AUTO:
+            provider, found.variant = self.manager.registry.find(kind, wanted.text)
+            self._insist(provider, demand)
+            found.able = [provider]
+            return found
+        for provider in self.manager.registry.of(kind):
+            reasons = self.reasons(provider, demand)
+            if provider.facts is None:
+                reasons = (*reasons, "has no pluglm.json; works when named")
+            if reasons:
+                found.rejected.append(Rejected(provider.id, provider.version, reasons))
+            else:
+                found.able.append(provider)
+        found.able.sort(key=lambda p: (TIERS.get((p.facts or {}).get("tier", "portable"), 1), p.id))
+        order = self.manager.rank(kind, tuple(found.able)) if len(found.able) > 1 else ()
+        if order:
+            place = {name: i for i, name in enumerate(order)}
+            found.able.sort(key=lambda p: place.get(p.id, len(place)))
+            found.ranked = True
+        return found
+
+    def reasons(self, provider: Provider, demand: Demand) -> tuple[str, ...]:
+        """Every reason why this provider cannot meet the demand, by policy, by failure, by its static facts."""
+        reasons: list[str] = []
+        if refusal := self.manager.refusal(provider):
+            reasons.append(refusal)
+        if provider.id in self.excluded:
+            reasons.append(self.excluded[provider.id])
+        if provider.facts is not None:
+            reasons += self._static(provider, demand)
+        return tuple(reasons)
+
+    def _static(self, provider: Provider, demand: Demand) -> list[str]:
+        from pluglm.manifest import parse_facts
+
+        try:
+            facts = parse_facts(provider.facts or {}, plugin=provider.id, path=provider.manifest_path)
+        except PluglmError as e:
+            return [f"its pluglm.json is not valid: {e.why or e.what}"]
+        reasons: list[str] = []
+        for head_dim in demand.head_dims or (None,):
+            for reason in static_refusals(
+                facts, device=demand.device, dtype=demand.dtype, torch_version=_torch_version(),
+                api_version=KINDS[provider.kind].version, features=demand.features, views=demand.views,
+                slots=demand.slots, operations=demand.operations, head_dim=head_dim,
+            ):  # fmt: skip
+                if reason not in reasons:
+                    reasons.append(reason)
+        return reasons
+
+    def _insist(self, provider: Provider, demand: Demand) -> None:
+        """Raise the error that tells why a named provider cannot be used, if it cannot."""
+        if provider.id in self.manager.quarantine:
+            raise self.manager._quarantined(provider) from self.manager.quarantine[provider.id].cause
+        if refusal := self.manager.refusal(provider):
+            raise PluginDisabledError(
+                f"{provider.id} {provider.version} was asked for by name and may not be used.",
+                why=refusal, fix="Change the setting or the policy, or choose another provider.",
+                plugin=provider.id, by="policy",
+            )  # fmt: skip
+        reasons = [self.excluded[provider.id]] if provider.id in self.excluded else []
+        if provider.facts is not None:
+            reasons += self._static(provider, demand)
+        if not reasons:
+            return
+        api = [r for r in reasons if "API" in r]
+        if api:
+            raise IncompatiblePluginError(
+                f"{provider.id} {provider.version} was written for another version of the {provider.kind} API.",
+                why="; ".join(api),
+                fix=f"Install a release of {provider.distribution} for {provider.kind} API {KINDS[provider.kind].version}, "
+                "or another pluglm.",
+                plugin=provider.id, have=KINDS[provider.kind].version, needs=(provider.facts or {}).get("api"),
+            )  # fmt: skip
+        able = self.candidates(provider.kind, Wanted(), demand).able
+        instead = f"Choose {' or '.join(f'{provider.kind}={p.name!r}' for p in able)}" if able else "Install another provider"
+        raise PlanError(
+            f"{provider.kind}={provider.name!r} ({provider.id} {provider.version}) cannot do what this model needs.",
+            why="\n".join(reasons), fix=f'{instead}, or leave it on "auto".', plugin=provider.id, reasons=tuple(reasons),
+        )
+
+    def attention_and_cache(
+        self, description: ModelDescription, attention: Wanted, cache: Wanted, *,
+        device: str, dtype: str, operations: Sequence[str],
+    ) -> tuple[Choice | None, Choice | None]:  # fmt: skip
+        """An attention backend that reads a view the cache gives, best pair first; None where the model needs none."""
+        specs = description.attention
+        features = sorted({name for spec in specs for name in spec.features})
+        dims = sorted({spec.head_dim for spec in specs})
+        backends = None
+        if specs:
+            backends = self.candidates("attention", attention, Demand(device, dtype, tuple(features), head_dims=tuple(dims)))
+        layouts = None
+        if description.slots:
+            demand = Demand(device, dtype, slots=slot_kinds(description.slots), operations=tuple(operations))
+            layouts = self.candidates("cache", cache, demand)
+        for group in (backends, layouts):
+            if group is not None and not group.able:
+                raise self.nothing_able(group)
+        if backends is None or layouts is None:
+            return (_leader(backends) if backends else None, _leader(layouts) if layouts else None)
+        misfit: dict[str, str] = {}
+        for layout in layouts.able:
+            for backend in backends.able:
+                if _share_view(backend, layout):
+                    views = ", ".join(v for v in _views(backend) if v in _views(layout)) or "views unknown until built"
+                    return (
+                        backends.choice(backend, _why(backends, backend, f"reads {views}"), misfit),
+                        layouts.choice(layout, _why(layouts, layout, f"gives {views}")),
+                    )
+                misfit[backend.id] = f"reads {', '.join(_views(backend))}; {layout.id} gives {', '.join(_views(layout))}"
+        raise self._impossible(description, backends, layouts, device=device, dtype=dtype, operations=operations)
+
+    def _impossible(
+        self, description: ModelDescription, backends: Candidates, layouts: Candidates, *,
+        device: str, dtype: str, operations: Sequence[str],
+    ) -> PlanError:  # fmt: skip
+        features = sorted({name for spec in description.attention for name in spec.features})
+        all_backends = self.candidates("attention", Wanted(), Demand(device, dtype, tuple(features))).able
+        all_layouts = self.candidates(
+            "cache", Wanted(), Demand(device, dtype, slots=slot_kinds(description.slots), operations=tuple(operations))
+        ).able
+        pairs = [f"attention={a.name!r} with cache={c.name!r}" for a in all_backends for c in all_layouts if _share_view(a, c)]
+        a, c = backends.able[0], layouts.able[0]
+        return PlanError(
+            f"attention={backends.wanted.text!r} and cache={layouts.wanted.text!r} do not fit together.",
+            why=f"{a.id} reads {', '.join(_views(a)) or 'no view'}; {c.id} gives {', '.join(_views(c)) or 'no view'}.",
+            fix=f"Combinations that work here: {'; '.join(pairs) or 'none of the installed parts'}.",
+            attention=a.id, cache=c.id,
+        )
+
+    def single(self, kind: str, wanted: Wanted, demand: Demand, note: str) -> Choice:
+        """The best provider of a kind that need not fit with others. Raises if there is none."""
+        found = self.candidates(kind, wanted, demand)
+        if not found.able:
+            raise self.nothing_able(found)
+        return found.choice(found.able[0], _why(found, found.able[0], note))
+
+    def decoding(self, wanted: Wanted, fields: Sequence[str], *, device: str) -> Choice:
+        """The strategy for a call that sets these GenerationConfig fields."""
+        demand = Demand(device=device, features=tuple(fields))
+        said = f"honours {', '.join(fields)}" if fields else "no field asks for more"
+        found = self.candidates("decoding", wanted, demand)
+        if wanted.text != AUTO:
+            return found.choice(found.able[0], _why(found, found.able[0], said))
+        for name in AUTO_DECODING:
+            for provider in found.able:
+                if provider.name == name:
+                    skipped = {p.id: "next in line" if p.name in AUTO_DECODING else "used when named" for p in found.able}
+                    return found.choice(provider, _why(found, provider, said), skipped)
+        if found.able:
+            raise PlanError(
+                f"no strategy that \"auto\" may choose honours {', '.join(fields)}.",
+                why='"auto" chooses among ' + ", ".join(AUTO_DECODING) + " only; the others mean something else by the same call.",
+                fix=f"Name one: {' or '.join(f'decoding={p.name!r}' for p in found.able)}.",
+            )
+        raise self.nothing_able(found)
+
+    def kernels(self, *, device: str, dtype: str) -> list[Choice]:
+        """For each op that a tuned kernel covers, the kernel. Ops without one run their reference."""
+        chosen = []
+        for op in KERNEL_OPS:
+            found = self.candidates("kernel", Wanted(), Demand(device, dtype, (op,)))
+            if found.able:
+                choice = found.choice(found.able[0], _why(found, found.able[0], f"computes {op}"))
+                chosen.append(Choice(**{**vars(choice), "kind": f"kernel:{op}"}))
+        return chosen
+
+    def nothing_able(self, found: Candidates) -> PlanError | PluginNotFoundError:
+        """The error for a kind that `auto` finds nobody for, with each candidate and why it was passed over."""
+        considered = "\n".join(f"{r.provider} {r.version}: {'; '.join(r.reasons)}" for r in found.rejected)
+        if not found.rejected:
+            return PluginNotFoundError(
+                f"no {found.kind} plugin is installed.",
+                why=f"nothing in this environment declares the entry-point group {KINDS[found.kind].group!r}.",
+                fix='Install the first-party ones with `pip install "pluglm[standard]"`, or any other provider.',
+                kind=found.kind, name=AUTO,
+            )  # fmt: skip
+        return PlanError(
+            f"none of the installed {found.kind} plugins can do what this model needs.", why=considered,
+            fix="Install one that can, enable one that is switched off, or name one without static facts.",
+            kind=found.kind,
+        )
+
+
+def _views(provider: Provider) -> tuple[str, ...]:
+    return tuple((provider.facts or {}).get("views", ()))
+
+
+def _share_view(backend: Provider, layout: Provider) -> bool:
+    """Whether they can meet. A provider without facts was named; what it reads is asked once it is built."""
+    if backend.facts is None or layout.facts is None:
+        return True
+    return bool(set(_views(backend)) & set(_views(layout)))
+
+
+def _leader(found: Candidates) -> Choice:
+    return found.choice(found.able[0], _why(found, found.able[0], "best of its kind"))
+
+
+def _why(found: Candidates, provider: Provider, note: str) -> str:
+    if found.wanted.text != AUTO:
+        return f"asked for by name; {note}"
+    how = "first in the order an observer gave" if found.ranked else f"tier {(provider.facts or {}).get('tier', 'portable')}"
+    return f"{how}; {note}"
+
+
+def _torch_version() -> str | None:
+    """The installed torch's version, without importing it."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("torch")
+    except PackageNotFoundError:
+        return None

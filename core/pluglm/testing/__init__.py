@@ -1,0 +1,1 @@
+"""Conformance kits for plugin authors: subclass the contract of your kind and pytest does the rest."""

@@ -1,0 +1,140 @@
+"""Rotary positions in a config -> `Rope`: two spellings, seven methods, nothing guessed.
+
+Transformers 4 writes `rope_theta` beside `rope_scaling`, 5 writes both into `rope_parameters`. Which numbers a method
+has, and what stands in for those a file leaves out, follows `modeling_rope_utils` of Transformers 5.23.0.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pluglm.checkpoint.config_reader import REQUIRED, ConfigReader, Type
+from pluglm.contracts.program import Rope
+from pluglm_arch_llama.config import refuse
+
+_LENGTH = {"original_max_position_embeddings": (int, None)}
+
+#: Method -> its numbers: key -> (type, default); None: may be left out.
+METHODS: dict[str, dict[str, tuple[Type, Any]]] = {
+    "default": {},
+    "linear": {"factor": (float, REQUIRED)},
+    "dynamic": {"factor": (float, REQUIRED)},
+    "yarn": {
+        "factor": (float, None), "attention_factor": (float, None), "beta_fast": (float, None),
+        "beta_slow": (float, None), "mscale": (float, None), "mscale_all_dim": (float, None),
+        "truncate": (bool, None), **_LENGTH,
+    },
+    "longrope": {
+        "factor": (float, None), "attention_factor": (float, None), "short_factor": (list, REQUIRED),
+        "long_factor": (list, REQUIRED), **_LENGTH,
+    },
+    "llama3": {
+        "factor": (float, REQUIRED), "low_freq_factor": (float, REQUIRED), "high_freq_factor": (float, REQUIRED),
+        **_LENGTH,
+    },
+    "proportional": {"factor": (float, None), "partial_rotary_factor": (float, None)},
+}  # fmt: skip
+
+Number = float | int | bool | tuple[float, ...]
+
+
+def read_rope(reader: ConfigReader, *, head_dim: int, max_positions: int, theta: float = 10_000.0) -> Rope:
+    """Read the rotary positions of one model.
+
+    Args:
+        head_dim: all of it is rotated; no family here rotates a part. max_positions: `max_position_embeddings`.
+        theta: base where the file has none.
+    Raises: ConfigError for an unknown method, a number it lacks or does not have, or two spellings that disagree.
+    """
+    outside = reader.take("rope_theta", float, None)
+    partial = reader.take("partial_rotary_factor", float, None)
+    length = reader.take("original_max_position_embeddings", int, None)
+    found = []
+    for key in ("rope_parameters", "rope_scaling"):
+        inner = reader.sub(key)
+        if inner is not None:
+            kind = _kind(inner, key)
+            inside = inner.take("rope_theta", float, None)
+            base = _agreed(f"{key}.rope_theta", inside, "rope_theta", outside)
+            numbers = _numbers(inner, key, kind, partial=partial, length=length)
+            found.append((kind, theta if base is None else base, numbers))
+    if len(found) == 2 and found[0] != found[1]:
+        refuse("rope_scaling", "The config has rope_parameters and rope_scaling, and they differ.", "Expected one.")
+    kind, theta, numbers = found[0] if found else ("default", theta if outside is None else outside, {})
+    if not found and partial not in (None, 1.0):
+        _refuse_partial("partial_rotary_factor", partial)
+    _complete(kind, numbers, head_dim, max_positions)
+    if theta <= 0:
+        refuse("rope_theta", f"The config has a rope_theta of {theta}.", "Expected a number above zero.")
+    return Rope(kind, float(theta), head_dim, parameters=tuple(sorted(numbers.items())), max_seq_len=max_positions)
+
+
+def stretched(rope: Rope) -> int:
+    """Positions that the model is made for once its rotary positions are stretched: factor × the length before."""
+    numbers: dict[str, Any] = dict(rope.parameters)
+    assert rope.max_seq_len is not None, "read_rope always says it"
+    before = numbers.get("original_max_position_embeddings", rope.max_seq_len)
+    return max(rope.max_seq_len, int(before * numbers.get("factor", 1.0)))
+
+
+def _kind(inner: ConfigReader, key: str) -> str:
+    kind, older = inner.choice("rope_type", METHODS, None), inner.choice("type", METHODS, None)
+    return _agreed(f"{key}.rope_type", kind, f"{key}.type", older) or "default"
+
+
+def _agreed(key: str, value: Any, other_key: str, other: Any) -> Any:
+    """Whichever of two spellings is there; both only if they say the same."""
+    if value is not None and other is not None and value != other:
+        refuse(key, f"The config has {key} = {value!r} and {other_key} = {other!r}.", "They mean one thing.")
+    return other if value is None else value
+
+
+def _refuse_partial(key: str, value: float) -> None:
+    refuse(key, f"The config rotates {value} of each head.", "These architectures rotate whole heads (1.0).")
+
+
+def _numbers(
+    inner: ConfigReader, key: str, kind: str, *, partial: float | None, length: int | None
+) -> dict[str, Number]:
+    numbers: dict[str, Any] = {name: inner.take(name, *wanted) for name, wanted in METHODS[kind].items()}
+    inside = inner.take("partial_rotary_factor", float, None)
+    rotated = _agreed(f"{key}.partial_rotary_factor", inside, "partial_rotary_factor", partial)
+    if kind == "proportional":
+        numbers["partial_rotary_factor"] = rotated
+    elif rotated not in (None, 1.0):
+        _refuse_partial(f"{key}.partial_rotary_factor", rotated)
+    if "original_max_position_embeddings" in METHODS[kind]:
+        name = "original_max_position_embeddings"
+        numbers[name] = _agreed(f"{key}.{name}", numbers[name], name, length)
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in numbers.items() if v is not None}
+
+
+def _complete(kind: str, numbers: dict[str, Number], head_dim: int, max_positions: int) -> None:
+    """Write in what the method derives from the lengths, and check what it could not compute with."""
+    if "original_max_position_embeddings" in METHODS[kind]:
+        length = numbers.setdefault("original_max_position_embeddings", max_positions)
+        assert isinstance(length, int)
+        if length <= 0:
+            why = "Expected a whole number above zero."
+            refuse("original_max_position_embeddings", f"The model's length before stretching is {length}.", why)
+        if kind in ("yarn", "longrope"):
+            numbers.setdefault("factor", max_positions / length)
+    for name in ("short_factor", "long_factor"):
+        if name in numbers:
+            numbers[name] = _factors(name, numbers[name], head_dim // 2)
+    for name in ("factor", "attention_factor", "beta_fast", "beta_slow", "low_freq_factor", "high_freq_factor"):
+        value = numbers.get(name, 1.0)
+        assert isinstance(value, float | int)
+        if value <= 0:
+            refuse(name, f"The rotary positions have a {name} of {value}.", "Expected a number above zero.")
+    if kind == "llama3" and not numbers["high_freq_factor"] > numbers["low_freq_factor"]:  # type: ignore[operator]
+        refuse("high_freq_factor", "The config's high_freq_factor is not above its low_freq_factor.", "It must be.")
+
+
+def _factors(name: str, values: Any, pairs: int) -> tuple[float, ...]:
+    """One factor for each pair of a head's dimensions."""
+    fit = len(values) == pairs and all(type(value) in (int, float) and value > 0 for value in values)
+    if not fit:
+        why = f"Expected {pairs} numbers above zero, one for each pair of a head's dimensions."
+        refuse(name, f"The config's {name} has {len(values)} entries that cannot all be used.", why)
+    return tuple(float(value) for value in values)

@@ -1,0 +1,334 @@
+"""One batch's keys, values and states in dense tensors: the `Cache` of both layouts.
+
+A pass writes into spare room behind the cells that count; `commit` moves the border. So a pass that fails costs
+nothing, and appending one token copies that token and nothing else. Where the room ends, `dynamic` makes it half as
+large again, `static` refuses before anything is written.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pluglm.contracts import KeyInfo, KVView, SharedSlot, Slot, Step
+from pluglm.errors import CacheError, ContextLengthError, InputError
+from pluglm_cache_dense.cells import Cells
+from pluglm_cache_dense.saving import read_saved, write_saved
+from pluglm_cache_dense.states import CrossStore, StateStore, clone
+from pluglm_cache_dense.stores import Store
+
+_FIRST_ROOM = 64
+
+
+class DenseStep:
+    """One pass's reservation: the cells [start, start + count)."""
+
+    __slots__ = ("_cache", "_info", "count", "dense", "prefix", "segmented", "start")
+
+    def __init__(
+        self, cache: DenseCache, start: int, count: int, *, dense: bool, prefix: Tensor | None, segmented: bool
+    ) -> None:
+        self._cache, self.start, self.count = cache, start, count
+        self.dense, self.prefix, self.segmented = dense, prefix, segmented
+        self._info: KeyInfo | None = None
+
+    def keys(self, slot: int) -> KeyInfo:
+        """The same for every slot that is appended to: dense layouts keep all keys of all of them."""
+        if slot in self._cache.keyless:
+            raise InputError(
+                f"Slot {slot} hands out no keys of this pass.", fix="Use `cross` or `state`.", argument="slot"
+            )
+        if self._info is None:
+            end = self.start + self.count
+            self._info = self._cache.cells.info(
+                end, self.count, dense=self.dense, prefix=self.prefix, segmented=self.segmented
+            )
+        return self._info
+
+
+class DenseCache:
+    """See `pluglm.contracts.Cache`; this says only what is particular.
+
+    Gradients flow within a pass and are cut off between passes. An operation on the cache discards a pass under way.
+    """
+
+    def __init__(
+        self, layout: str, slots: tuple[Slot, ...], stores: list[Store], operations: frozenset[str], *,
+        batch_size: int, device: torch.device, capacity: int | None = None, hint: int | None = None,
+    ) -> None:
+        self.layout, self.slots, self.operations = layout, slots, operations
+        self.capacity, self.batch_size = capacity, batch_size
+        #: Slots that are not appended to and have no keys of a pass.
+        self.keyless = frozenset(i for i, slot in enumerate(slots) if slot.kind in ("state", "cross"))
+        self.cells = Cells(batch_size, capacity or 0, device)
+        self.length = 0  # always `cells.length`, as `dense` is always what `cells` knows
+        self.dense = True
+        self._stores = stores
+        self._fixed = [stores[i] for i in sorted(self.keyless)]
+        self._hint = hint
+        self._step: DenseStep | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of storage held, spare room included."""
+        tensors = [*self.cells.tensors(), *(t for store in self._stores for t in store.tensors())]
+        return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+
+    def next_positions(self, count: int) -> Tensor:
+        """[1, T] while every pass was dense, then [B, T]."""
+        return self.cells.next(count)
+
+    # A pass
+
+    def begin(
+        self, positions: Tensor, *, dense: bool = False, prefix_lengths: Tensor | None = None,
+        segments: Tensor | None = None,
+    ) -> DenseStep:
+        """Reserve cells for positions [B, T] or [1, T]. Discards a pass that was begun and not committed."""
+        cells = self.cells
+        self._discard()
+        count = self._checked(positions, "positions")
+        start = cells.length
+        if start + count > cells.room:
+            self._reserve(start + count)
+        dense = cells.write(positions, count, dense=dense)
+        if segments is not None or cells.segmented:
+            self._write_segments(segments, count)
+        prefix = cells.prefix
+        if prefix_lengths is not None:
+            prefix = clone(prefix_lengths.to(cells.device))
+        segmented = segments is not None
+        step = self._step = DenseStep(self, start, count, dense=dense, prefix=prefix, segmented=segmented)
+        return step
+
+    def append(self, slot: int, k: Tensor, v: Tensor, step: Step) -> KVView:
+        """Write this pass's keys and values; the views are slices of the storage."""
+        current = self._step
+        if current is None or step is not current:
+            raise self._stale("append")
+        view: KVView = self._stores[slot].write(k, v, current.start, current.count)
+        return view
+
+    def read(self, slot: int, step: Step | None = None) -> KVView:
+        """All keys of a slot without writing: those of the pass `step`, or the committed ones.
+
+        A `SharedSlot` gives its source's, so in a pass the source must have been appended to.
+        """
+        if step is not None and step is not self._step:
+            raise self._stale("read")
+        kept = self.slots[slot]
+        store = self._stores[kept.source if isinstance(kept, SharedSlot) else slot]
+        view: KVView = store.read(self.length + (0 if step is None else step.count))
+        return view
+
+    def cross(self, slot: int) -> tuple[KVView, KeyInfo] | None:
+        """The encoder's keys of a cross slot, or None before `set_cross`."""
+        store = self._stores[slot]
+        if not isinstance(store, CrossStore):
+            raise self._wrong_slot(slot, "cross")
+        return store.get()
+
+    def set_cross(self, slot: int, k: Tensor, v: Tensor, positions: Tensor) -> None:
+        """Write a cross slot, once; in a pass it counts when the pass commits."""
+        store = self._stores[slot]
+        if not isinstance(store, CrossStore):
+            raise self._wrong_slot(slot, "cross")
+        store.set(k, v, positions, rows=self.batch_size, in_pass=self._step is not None)
+
+    def state(self, slot: int) -> dict[str, Tensor]:
+        """In a pass: the tensors to update in place. Outside: copies to look at."""
+        store = self._stores[slot]
+        if not isinstance(store, StateStore):
+            raise self._wrong_slot(slot, "state")
+        if self._step is None:
+            return {name: clone(tensor) for name, tensor in store.states.items()}
+        return store.opened()
+
+    def commit(self, step: Step) -> None:
+        """Make the pass count."""
+        current = self._step
+        if current is None or step is not current:
+            raise self._stale("commit")
+        self._step = None
+        end = current.start + current.count
+        self.cells.commit(end, dense=current.dense, prefix=current.prefix, segmented=current.segmented)
+        self._settle()
+        for fixed in self._fixed:
+            fixed.commit()
+        if torch.is_grad_enabled():
+            for store in self._stores:
+                store.detach()
+
+    # Operations between passes
+
+    def crop(self, length: int) -> None:
+        """Keep the first `length` cells."""
+        if not 0 <= length <= self.length:
+            raise InputError(f"crop({length}): the cache holds {self.length} cells.", argument="length")
+        self._discard()
+        if length != self.length:
+            self._require("crop")
+            self._keep(length)
+
+    def rollback(self, count: int | Tensor) -> None:
+        """Take back the last cells; a tensor [B] costs one synchronisation with the device."""
+        if isinstance(count, Tensor):
+            counts = count.tolist() if count.shape == (self.batch_size,) else [-1]
+            lowest, highest = min(counts), max(counts)
+        else:
+            lowest = highest = count
+        if lowest < 0 or highest > self.length:
+            raise InputError(
+                f"rollback({count}) makes no sense.",
+                why=f"the cache has {self.length} cells in each of {self.batch_size} rows.",
+                fix="Give a number of cells, or a tensor with one for each row.",
+                argument="count",
+            )
+        self._discard()
+        if not highest:
+            return
+        self._require("rollback")
+        if isinstance(count, Tensor) and lowest != highest:
+            self.cells.punch(count, highest)
+        self._keep(self.length - lowest)
+
+    def reorder(self, index: Tensor) -> None:
+        """Row i becomes what row index[i] was, in the same storage."""
+        if index.shape != (self.batch_size,):
+            raise InputError(
+                f"reorder takes one row number for each of {self.batch_size} rows, not {list(index.shape)}.",
+                fix="Use `select` to change the number of rows.",
+                argument="index",
+            )
+        self.select(index)
+
+    def select(self, index: Tensor) -> None:
+        """Keep these rows. A new number of rows means new storage."""
+        if index.dim() != 1 or not index.shape[0] or index.dtype is not torch.int64:
+            raise InputError("Row numbers must be a tensor [B] of int64, at least one.", argument="index")
+        if index.device.type == "cpu" and not 0 <= int(index.min()) <= int(index.max()) < self.batch_size:
+            raise InputError(f"Rows {index.tolist()} of a cache with {self.batch_size}.", argument="index")
+        self._discard()
+        index = index.to(self.cells.device)
+        for store in self._stores:
+            store.take_rows(index, self.length)
+        self.cells.take_rows(index)
+        self.batch_size = self.cells.rows
+
+    def repeat(self, count: int) -> None:
+        """Every row `count` times in a row."""
+        if count < 1:
+            raise InputError(f"repeat({count}): a row can be had once or more.", argument="count")
+        self.select(torch.arange(self.batch_size).repeat_interleave(count))
+
+    def fork(self) -> DenseCache:
+        """A deep copy, made now; sharing storage until one side writes is what paged layouts are for."""
+        twin = copy.copy(self)
+        twin._stores = [store.copy() for store in self._stores]
+        twin._fixed = [twin._stores[i] for i in sorted(self.keyless)]
+        twin.cells, twin._step = self.cells.copy(), None
+        return twin
+
+    def reset(self) -> None:
+        """Forget all tokens, states and the encoder's output; keep the storage."""
+        self._discard()
+        self._keep(0)
+        for store in self._stores:
+            store.forget()
+
+    def save(self, path: Path | str, *, fingerprint: str) -> None:
+        """Write what is committed as safetensors, replacing `path` in one step."""
+        write_saved(Path(path), self.slots, self._stores, self.cells, fingerprint)
+
+    def load(self, path: Path | str, *, fingerprint: str) -> None:
+        """Replace the content by a saved one, of any layout that saves plain cells. Checked before anything changes."""
+        saved = read_saved(Path(path), self.slots, self._stores, fingerprint, layout=self.layout)
+        if self.capacity is not None and saved.length > self.capacity:
+            raise self._full(saved.length, held=0)
+        self.reset()
+        if saved.rows != self.batch_size:
+            self.select(torch.zeros(saved.rows, dtype=torch.int64))
+        if saved.length > self.cells.room:
+            self._reserve(saved.length)
+        saved.restore(self._stores, self.cells)
+        self._settle()
+
+    # Inside
+
+    def _settle(self) -> None:
+        self.length, self.dense = self.cells.length, self.cells.dense_length == self.cells.length
+
+    def _keep(self, length: int) -> None:
+        self.cells.crop(length)
+        self._settle()
+
+    def _checked(self, tensor: Tensor, name: str) -> int:
+        if tensor.dim() != 2 or tensor.shape[0] not in (1, self.batch_size) or tensor.dtype is not torch.int64:
+            raise InputError(
+                f"{name} of shape {list(tensor.shape)} and {tensor.dtype} do not fit the cache.",
+                why=f"they must be [{self.batch_size}, T] or [1, T], int64.",
+                argument=name,
+            )
+        return tensor.shape[1]
+
+    def _write_segments(self, segments: Tensor | None, count: int) -> None:
+        if segments is None:
+            raise InputError(
+                "This pass has no segments, but the passes before had.",
+                fix="Give the segment of every token, or reset the cache.",
+                argument="segments",
+            )
+        if self._checked(segments, "segments") != count:
+            raise InputError(f"segments are {list(segments.shape)} for {count} tokens.", argument="segments")
+        self.cells.write_segments(segments, count)
+
+    def _reserve(self, needed: int) -> None:
+        """Half as much again as is needed, but no more than the caller said it would need at most."""
+        if self.capacity is not None:
+            raise self._full(needed, held=self.length)
+        room = max(_FIRST_ROOM, needed + needed // 2)
+        if self._hint is not None and needed <= self._hint:
+            room = min(room, self._hint)
+        for store in self._stores:
+            store.reserve(room, self.length)
+        self.cells.reserve(room)
+
+    def _discard(self) -> None:
+        if self._step is not None:
+            self._step = None
+            for fixed in self._fixed:
+                fixed.discard()
+
+    def _full(self, needed: int, *, held: int) -> ContextLengthError:
+        return ContextLengthError(
+            f"The cache has room for {self.capacity} cells, and {needed} are needed.",
+            why=f"{held} are taken and {needed - held} are to be added; nothing was written.",
+            fix=f'Make the cache with capacity={needed} or more, send fewer tokens, or choose cache="dynamic".',
+            tokens=needed,
+            limit=self.capacity,
+        )
+
+    def _stale(self, operation: str) -> CacheError:
+        return CacheError(
+            f"{operation} was called with a step that is not under way.",
+            why="it was committed, or a later `begin` or an operation on the cache discarded it.",
+            fix="Call `begin`, every `append` and `commit` of a pass before anything else.",
+            layout=self.layout,
+            operation=operation,
+        )
+
+    def _wrong_slot(self, slot: int, kind: str) -> InputError:
+        return InputError(f"Slot {slot} is a {self.slots[slot].kind} slot, not a {kind} slot.", argument="slot")
+
+    def _require(self, operation: str) -> None:
+        if operation not in self.operations:
+            raise CacheError(
+                f"A {self.layout} cache of this model cannot {operation}.",
+                why="the model has recurrent states, and what a state has taken in cannot be taken out of it.",
+                fix="Fork the cache before such tokens, or choose a strategy that takes none back.",
+                layout=self.layout,
+                operation=operation,
+            )

@@ -1,0 +1,111 @@
+"""Storage of one slot: tensors with a row for each sequence and, where the slot keeps tokens, room for later cells.
+
+Every tensor that is kept is made by `zeros`. Zeros, because a cell that nothing has written must not turn into NaN in a
+product with a masked weight; outside inference mode, because the cache may be filled under `torch.inference_mode()` and
+read in a loop that is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pluglm.errors import InputError
+
+
+def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor that the cache keeps."""
+    with torch.inference_mode(False):
+        return torch.zeros(tuple(shape), dtype=dtype, device=device)
+
+
+def resized(old: Tensor, axis: int, size: int, held: int) -> Tensor:
+    """A tensor of `size` cells that begins with the `held` first cells of `old`. The one place that copies history."""
+    shape = list(old.shape)
+    shape[axis] = size
+    new = zeros(shape, old.dtype, old.device)
+    with torch.no_grad():
+        new.narrow(axis, 0, held).copy_(old.narrow(axis, 0, held))
+    return new
+
+
+def taken(old: Tensor, axis: int, held: int, index: Tensor) -> Tensor:
+    """Rows `index` of `old`, in the same storage if their number stays."""
+    rows = index.shape[0]
+    with torch.no_grad():
+        chosen = old.narrow(axis, 0, held).index_select(0, index)
+        new = old if rows == old.shape[0] else zeros((rows, *old.shape[1:]), old.dtype, old.device)
+        new.narrow(axis, 0, held).copy_(chosen)
+    return new
+
+
+def wrong_shape(name: str, given: Tensor, wanted: Sequence[int], dtype: torch.dtype) -> InputError:
+    """The error for a tensor that does not fit a slot: broadcasting or casting it would change numbers in silence."""
+    return InputError(
+        f"{name} of shape {list(given.shape)} and {given.dtype} does not fit the cache.",
+        why=f"the slot and this pass need {list(wanted)} and {dtype}.",
+        fix="Pass the tensors of this pass in the cache's dtype, or build the cache with the model's.",
+        argument=name,
+    )
+
+
+class Store:
+    """One slot. This class is what a `SharedSlot` has: nothing of its own."""
+
+    kind = "shared"
+
+    def write(self, k: Tensor, v: Tensor, start: int, count: int) -> Any:
+        """Write the cells [start, start + count) and return a view of all cells up to there."""
+        raise InputError(
+            f"A {self.kind} slot takes no keys and values.",
+            why="only kv, window, chunk and latent slots are appended to.",
+            fix="Use `read` for a shared slot, `set_cross` for a cross slot and `state` for a state slot.",
+            argument="slot",
+        )
+
+    def read(self, end: int) -> Any:
+        """A view of the first `end` cells."""
+        raise InputError(f"A {self.kind} slot has no cells to read.", argument="slot")
+
+    def tensors(self) -> list[Tensor]:
+        """Everything that occupies memory."""
+        return []
+
+    def reserve(self, room: int, held: int) -> None:
+        """Make room for `room` cells in all, keeping `held`."""
+
+    def take_rows(self, index: Tensor, held: int) -> None:
+        """Row i becomes what row index[i] was."""
+
+    def copy(self) -> Store:
+        """An independent copy of what is committed."""
+        return self
+
+    def commit(self) -> None:
+        """The pass counts."""
+
+    def discard(self) -> None:
+        """The pass does not count."""
+
+    def forget(self) -> None:
+        """Back to the start, storage kept."""
+
+    def detach(self) -> None:
+        """Cut the graph of a finished pass off what is kept."""
+        for tensor in self.tensors():
+            if tensor.requires_grad:
+                tensor.detach_()
+
+    def saved(self, held: int) -> dict[str, Tensor]:
+        """What goes into a file."""
+        return {}
+
+    def misfit(self, tensors: Mapping[str, Tensor], rows: int, held: int) -> str:
+        """Why `restore` cannot take these tensors of `rows` rows; empty: it can."""
+        return f"it has unknown tensors {sorted(tensors)}" if tensors else ""
+
+    def restore(self, tensors: Mapping[str, Tensor], held: int) -> None:
+        """Replace the content by what `saved` gave. Rows and room fit already."""

@@ -1,0 +1,19 @@
+"""Quantizer `torchao`: weight-only types of the torchao library; int8 to begin with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pluglm import hookimpl
+
+if TYPE_CHECKING:
+    from pluglm.contracts import Quantizer, QuantizerRequest
+
+
+@hookimpl
+def pluglm_build_quantizer(request: QuantizerRequest) -> Quantizer:
+    """Build the quantizer; torchao is imported here and not before (two seconds)."""
+    from pluglm_quantizer_torchao.weight_only import check, make
+
+    check(request)
+    return make(request)

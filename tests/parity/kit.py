@@ -1,0 +1,119 @@
+"""Runs one checkpoint here and in Transformers, and a program with one knob broken on the same weights.
+
+Nothing is discovered: the plugins come from this repository's folders, so that what else is installed cannot matter.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import pluglm
+from pluglm.contracts import AttentionRequest, DecoderProgram, ForwardInput, ModelParts
+from pluglm.kinds import GROUPS
+from pluglm.lm import LanguageModel
+from pluglm.manager import Manager
+from pluglm.provider import Provider
+from pluglm.registry import Registry
+
+ROOT = Path(__file__).resolve().parents[2]
+PARTS = ("arch-llama", "attention-eager", "attention-sdpa", "cache-dense", "decoding-standard", "executor-eager")
+
+
+@cache
+def manager() -> Manager:
+    """The first-party plugins of this repository, as their pyproject.toml and pluglm.json announce them."""
+    found = []
+    for part in PARTS:
+        folder = ROOT / "plugins" / f"pluglm-{part}"
+        project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+        manifest = folder / "src" / f"pluglm_{part.replace('-', '_')}" / "pluglm.json"
+        facts = {(f["kind"], f["name"]): f for f in json.loads(manifest.read_text())["providers"]}
+        for group, entries in project["entry-points"].items():
+            kind = GROUPS[group]
+            for name, target in entries.items():
+                known = facts.get((kind, name))
+                where = str(folder / "pyproject.toml")
+                found.append(
+                    Provider(kind, name, project["name"], project["version"], target, where, known, str(manifest))
+                )
+    return Manager(Registry(found))
+
+
+def load(folder: Path, *, attention: str = "eager", cache: str = "dynamic") -> LanguageModel:
+    """The checkpoint in float32 on the CPU, through `pluglm.load`."""
+    return pluglm.load(
+        folder, dtype="float32", device="cpu", attention=attention, cache=cache, decoding="greedy",
+        executor="executor/eager", manager=manager(),
+    )  # fmt: skip
+
+
+def reference(folder: Path) -> Any:
+    """The checkpoint in Transformers. A new object each time: its dynamic rotary positions remember earlier calls."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
+
+
+@torch.no_grad()
+def logits(lm: LanguageModel, token_ids: Tensor, **arguments: Any) -> Tensor:
+    """[B, T, V] of one pass through the forward contract."""
+    found: Tensor = lm.model(token_ids, **arguments).logits
+    return found
+
+
+@torch.no_grad()
+def greedy(model: Callable[..., Any], prompt: Tensor, count: int, *, use_cache: bool) -> tuple[list[int], Tensor]:
+    """`count` tokens after a prompt [1, T], and the logits [count, V] that chose them. For either side's model."""
+    token_ids, kept, chosen, rows = prompt, None, [], []
+    for _ in range(count):
+        if use_cache:
+            fed = token_ids if kept is None else token_ids[:, -1:]
+            output = model(fed, past_key_values=kept, use_cache=True)
+            kept = output.past_key_values
+        else:
+            output = model(token_ids, use_cache=False)
+        row = output.logits[0, -1]
+        rows.append(row)
+        chosen.append(int(row.argmax()))
+        token_ids = torch.cat((token_ids, torch.tensor([[chosen[-1]]])), dim=1)
+    return chosen, torch.stack(rows)
+
+
+def padded(rows: Sequence[Tensor], side: str, pad: int = 0) -> tuple[Tensor, Tensor]:
+    """Rows of different lengths as one batch: (token ids [B, T], attention mask [B, T])."""
+    longest = max(len(row) for row in rows)
+    token_ids, mask = torch.full((len(rows), longest), pad), torch.zeros(len(rows), longest, dtype=torch.long)
+    for i, row in enumerate(rows):
+        place = slice(longest - len(row), None) if side == "left" else slice(None, len(row))
+        token_ids[i, place] = row
+        mask[i, place] = 1
+    return token_ids, mask
+
+
+def build(program: DecoderProgram, lm: LanguageModel) -> nn.Module:
+    """The module of a program, made as the architecture plugin makes it, with empty weights."""
+    from pluglm_arch_llama import pluglm_build_model
+    from pluglm_attention_eager import pluglm_build_attention
+
+    specs = program.attention_specs()
+    backend = pluglm_build_attention(request=AttentionRequest(specs, "cpu", "float32"))
+    description = replace(lm.model.description, program=program, attention=specs, slots=program.slots)
+    module: Any = pluglm_build_model(parts=ModelParts(description, backend, {}, "cpu", "float32"))
+    return module.eval()
+
+
+@torch.no_grad()
+def run(module: nn.Module, token_ids: Tensor) -> Tensor:
+    """[B, T, V] of one pass without a cache."""
+    positions = torch.arange(token_ids.shape[1])[None]
+    found: Tensor = module(ForwardInput(token_ids, positions, None, dense=True)).logits
+    return found
