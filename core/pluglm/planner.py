@@ -115,7 +115,7 @@ class Planner:
             reasons.append(self.excluded[provider.id])
         if provider.facts is not None:
             reasons += self._static(provider, demand)
-        return tuple(reasons)
+        return tuple(dict.fromkeys(reasons))
 
     def _static(self, provider: Provider, demand: Demand) -> list[str]:
         from pluglm.manifest import parse_facts

@@ -48,10 +48,10 @@ def manager() -> Manager:
     return Manager(Registry(found))
 
 
-def load(folder: Path, *, attention: str = "eager", cache: str = "dynamic") -> LanguageModel:
+def load(folder: Path, *, attention: str = "eager", layout: str = "dynamic") -> LanguageModel:
     """The checkpoint in float32 on the CPU, through `pluglm.load`."""
     return pluglm.load(
-        folder, dtype="float32", device="cpu", attention=attention, cache=cache, decoding="greedy",
+        folder, dtype="float32", device="cpu", attention=attention, cache=layout, decoding="greedy",
         executor="executor/eager", manager=manager(),
     )  # fmt: skip
 
@@ -63,17 +63,15 @@ def reference(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
 
 
-@torch.no_grad()
-def logits(lm: LanguageModel, token_ids: Tensor, **arguments: Any) -> Tensor:
-    """[B, T, V] of one pass through the forward contract."""
-    found: Tensor = lm.model(token_ids, **arguments).logits
-    return found
+def prompt(length: int, seed: int = 0) -> Tensor:
+    """Random token ids [T] of the checkpoints' vocabulary."""
+    return torch.randint(0, 131, (length,), generator=torch.Generator().manual_seed(1000 * seed + length))
 
 
 @torch.no_grad()
-def greedy(model: Callable[..., Any], prompt: Tensor, count: int, *, use_cache: bool) -> tuple[list[int], Tensor]:
-    """`count` tokens after a prompt [1, T], and the logits [count, V] that chose them. For either side's model."""
-    token_ids, kept, chosen, rows = prompt, None, [], []
+def greedy(model: Callable[..., Any], start: Tensor, count: int, *, use_cache: bool) -> tuple[list[int], Tensor]:
+    """`count` tokens after a prompt [T], and the logits [count, V] that chose them. Takes either side's model."""
+    token_ids, kept, chosen, rows = start[None], None, [], []
     for _ in range(count):
         if use_cache:
             fed = token_ids if kept is None else token_ids[:, -1:]
@@ -81,11 +79,31 @@ def greedy(model: Callable[..., Any], prompt: Tensor, count: int, *, use_cache: 
             kept = output.past_key_values
         else:
             output = model(token_ids, use_cache=False)
-        row = output.logits[0, -1]
-        rows.append(row)
-        chosen.append(int(row.argmax()))
+        rows.append(output.logits[0, -1])
+        chosen.append(int(rows[-1].argmax()))
         token_ids = torch.cat((token_ids, torch.tensor([[chosen[-1]]])), dim=1)
     return chosen, torch.stack(rows)
+
+
+@torch.no_grad()
+def greedy_ragged(lm: LanguageModel, starts: Sequence[Tensor], count: int, *, side: str, use_cache: bool) -> list[list[int]]:
+    """`count` tokens after each of several prompts of different lengths, as one padded batch."""
+    rows = [start.tolist() for start in starts]
+    token_ids, mask = padded([torch.tensor(row) for row in rows], side)
+    kept = None
+    for _ in range(count):
+        output = lm.model(token_ids, attention_mask=mask, past_key_values=kept, use_cache=use_cache)
+        real = mask[:, -token_ids.shape[1] :]
+        last = (real * torch.arange(1, real.shape[1] + 1)).argmax(dim=1)  # [B], the last real cell of this call
+        new = output.logits[torch.arange(len(rows)), last].argmax(dim=-1)
+        for row, token in zip(rows, new.tolist(), strict=True):
+            row.append(token)
+        if use_cache:
+            kept, token_ids = output.past_key_values, new[:, None]
+            mask = torch.cat((mask, torch.ones_like(token_ids)), dim=1)
+        else:
+            token_ids, mask = padded([torch.tensor(row) for row in rows], side)
+    return [row[-count:] for row in rows]
 
 
 def padded(rows: Sequence[Tensor], side: str, pad: int = 0) -> tuple[Tensor, Tensor]:

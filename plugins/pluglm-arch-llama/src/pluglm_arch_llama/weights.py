@@ -5,7 +5,7 @@ from __future__ import annotations
 from pluglm.contracts import Attention, DecoderProgram, FeedForward, WeightMap, WeightRule, rules
 
 EMBEDDING = {"model.embed_tokens.weight": "embed.weight"}
-FINAL_NORM = {"model.norm.weight": "final_norm.weight"}
+FINAL_NORM = {"model.norm.weight": "norm.weight"}
 HEAD = {"lm_head.weight": "head.weight"}
 
 PROJECTIONS = {

@@ -96,9 +96,10 @@ def _slot(slot: int, context: BuildContext, written: set[int]) -> Iterator[str]:
 
 def _slots(slots: Sequence[Slot]) -> Iterator[tuple[int, str]]:
     for i, slot in enumerate(slots):
-        if isinstance(slot, SharedSlot):
-            if not 0 <= slot.source < len(slots) or isinstance(slots[slot.source], SharedSlot):
-                yield i, f"shares slot {slot.source}, which holds nothing"
+        if not isinstance(slot, SharedSlot):
+            continue
+        if not 0 <= slot.source < len(slots) or isinstance(slots[slot.source], SharedSlot):
+            yield i, f"shares slot {slot.source}, which holds nothing"
 
 
 def _norm(norm: Norm, context: BuildContext) -> Iterator[str]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 from torch import Tensor
 
-from pluglm.contracts import DenseView, KeyInfo, Step
+from pluglm.contracts import DenseView, KeyInfo, KVView, Step
 
 
 @dataclass(slots=True)
@@ -36,9 +37,9 @@ class Uncached:
         count = positions.shape[1]
         return UncachedStep(count, KeyInfo(positions, count, dense, prefix_lengths, segments, segments))
 
-    def append(self, slot: int, k: Tensor, v: Tensor, step: Step) -> DenseView:
+    def append(self, slot: int, k: Tensor, v: Tensor, step: Step) -> KVView:
         """The new keys and values are all there are."""
-        return DenseView(k, v)
+        return cast("KVView", DenseView(k, v))
 
     def commit(self, step: Step) -> None:
         """Nothing to count."""

@@ -120,10 +120,10 @@ class Cells:
     def take_rows(self, index: Tensor) -> None:
         """Row i becomes what row index[i] was."""
         positions, segments = (
-            None if tensor is None else taken(tensor, 1, self.length, index)
+            None if tensor is None else taken(tensor, index, 1, self.length)
             for tensor in (self.positions, self.segments)
         )
-        self.prefix = None if self.prefix is None else taken(self.prefix, 0, self.rows, index)
+        self.prefix = None if self.prefix is None else taken(self.prefix, index)
         self.positions, self.segments, self.rows = positions, segments, index.shape[0]
 
     def copy(self) -> Cells:

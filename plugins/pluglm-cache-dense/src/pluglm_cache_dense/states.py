@@ -61,7 +61,7 @@ class StateStore(Store):
         return [*self.states.values(), *(self._spare or {}).values()]
 
     def take_rows(self, index: Tensor, held: int) -> None:
-        self.states = {name: taken(t, 0, t.shape[0], index) for name, t in self.states.items()}
+        self.states = {name: taken(t, index) for name, t in self.states.items()}
         if self._spare and next(iter(self._spare.values())).shape[0] != index.shape[0]:
             self._spare = None
 
@@ -140,7 +140,7 @@ class CrossStore(Store):
 
     def take_rows(self, index: Tensor, held: int) -> None:
         if self._kept is not None:
-            k, v, positions = (taken(tensor, 0, tensor.shape[0], index) for tensor in self._kept)
+            k, v, positions = (taken(tensor, index) for tensor in self._kept)
             self._kept = (k, v, positions)
 
     def copy(self) -> CrossStore:

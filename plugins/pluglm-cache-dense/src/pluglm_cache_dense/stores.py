@@ -32,13 +32,15 @@ def resized(old: Tensor, axis: int, size: int, held: int) -> Tensor:
     return new
 
 
-def taken(old: Tensor, axis: int, held: int, index: Tensor) -> Tensor:
-    """Rows `index` of `old`, in the same storage if their number stays."""
+def taken(old: Tensor, index: Tensor, axis: int = 1, held: int | None = None) -> Tensor:
+    """Rows `index` of `old`, in the same storage if their number stays. Of cells on `axis` only the `held` first."""
     rows = index.shape[0]
     with torch.no_grad():
-        chosen = old.narrow(axis, 0, held).index_select(0, index)
         new = old if rows == old.shape[0] else zeros((rows, *old.shape[1:]), old.dtype, old.device)
-        new.narrow(axis, 0, held).copy_(chosen)
+        if held is None:
+            new.copy_(old.index_select(0, index))
+        else:
+            new.narrow(axis, 0, held).copy_(old.narrow(axis, 0, held).index_select(0, index))
     return new
 
 

@@ -50,7 +50,7 @@ class TokenStore(Store):
             self.second = resized(self.second, self.axis, room, held)
 
     def take_rows(self, index: Tensor, held: int) -> None:
-        first, second = (taken(tensor, self.axis, held, index) for tensor in self.tensors())
+        first, second = (taken(tensor, index, self.axis, held) for tensor in self.tensors())
         self.first, self.second, self._count = first, second, -1
 
     def copy(self) -> TokenStore:

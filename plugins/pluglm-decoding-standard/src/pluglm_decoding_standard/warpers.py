@@ -22,7 +22,7 @@ class Warpers:
     """
 
     def __init__(self, configs: Sequence[GenerationConfig], device: torch.device) -> None:
-        def column(values: list[float], dtype: torch.dtype = torch.float32) -> Tensor:
+        def column(values: Sequence[float], dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.tensor(values, dtype=dtype, device=device)[:, None]  # [R or 1, 1]
 
         self._stages: list[Callable[[Tensor], Tensor]] = []

@@ -1,0 +1,206 @@
+"""Greedy decoding and sampling: how a token is chosen, in a call of one's own and for an engine's rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pluglm.contracts import (
+    DecodingRequest,
+    GenerationConfig,
+    GenerationOutput,
+    LogitsProcessor,
+    StoppingCriterion,
+    Streamer,
+)
+from pluglm.errors import InputError
+from pluglm_decoding_standard.draw import draw
+from pluglm_decoding_standard.failures import no_token, not_honoured, refused
+from pluglm_decoding_standard.feed import CachedFeed, Feed, RecomputingFeed
+from pluglm_decoding_standard.loop import Choose, Job, run
+from pluglm_decoding_standard.processors import Processors
+from pluglm_decoding_standard.prompt import Prompt, read_prompt
+from pluglm_decoding_standard.rng import Uniforms, row_seeds, uniforms
+from pluglm_decoding_standard.settings import COMMON_FIELDS, Settings, read_settings
+from pluglm_decoding_standard.warpers import Warpers
+
+
+class _Standard:
+    """What both strategies share: reading the call, and the checks of an engine's rows."""
+
+    name: str
+    fields: frozenset[str] = COMMON_FIELDS
+    needs: frozenset[str] = frozenset()
+
+    def __init__(self, request: DecodingRequest) -> None:
+        self._request = request
+        self._checked: tuple[GenerationConfig, ...] = ()
+
+    def __call__(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        logits_processor: Sequence[LogitsProcessor] | None = None,
+        stopping_criteria: Sequence[StoppingCriterion] | None = None,
+        generation_config: GenerationConfig | None = None,
+        streamer: Streamer | None = None,
+        **model_kwargs: Any,
+    ) -> GenerationOutput:
+        """Generate, without gradients. See `DecodingStrategy`; `model_kwargs` may hold attention_mask, past_key_values,
+        use_cache and position_ids, and whatever else the model's forward call takes."""
+        config = generation_config or GenerationConfig()
+        try:
+            with torch.no_grad():
+                settings = read_settings(
+                    config, self.name, self.fields, vocab_size=self._request.vocab_size, decode=self._request.decode
+                )
+                self._check(config)
+                prompt = read_prompt(
+                    input_ids, model_kwargs.pop("attention_mask", None), bos=settings.bos,
+                    vocab_size=self._request.vocab_size,
+                )  # fmt: skip
+                limits = settings.limits(prompt.lengths)
+                feed = _feed(model, prompt, settings, prompt.width + max(limits), model_kwargs)
+                prompt = prompt.repeated(settings.copies)
+                process = Processors(
+                    config, logits_processor, prompt_length=prompt.width, mask=prompt.mask, device=prompt.ids.device
+                )
+                choose = self._chooser(config, prompt, process)
+                job = Job(
+                    settings, prompt, settings.limits(prompt.lengths), feed, choose, tuple(stopping_criteria or ()),
+                    streamer, self._request.decode,
+                )  # fmt: skip
+                return run(job)
+        finally:
+            if streamer is not None:
+                streamer.end()
+
+    def _check(self, config: GenerationConfig) -> None:
+        """Refuse what only this strategy refuses."""
+
+    def _chooser(self, config: GenerationConfig, prompt: Prompt, process: Processors) -> Choose:
+        raise NotImplementedError
+
+    def _new_rows(self, configs: Sequence[GenerationConfig]) -> bool:
+        """Are these others than at the last call of `select`? Then their fields are checked."""
+        if len(configs) == len(self._checked) and all(a is b for a, b in zip(configs, self._checked, strict=True)):
+            return False
+        for config in configs:
+            said = config.set_fields()
+            if set(said) - self.fields:
+                raise not_honoured(self.name, said, self.fields)
+        self._checked = tuple(configs)
+        return True
+
+
+class Greedy(_Standard):
+    """Always the most likely token; of equal ones the first. A seed changes nothing and is accepted."""
+
+    name = "greedy"
+
+    def _check(self, config: GenerationConfig) -> None:
+        if (config.num_return_sequences or 1) > 1:
+            raise refused(
+                self.name,
+                (f"num_return_sequences={config.num_return_sequences}: all of a prompt's sequences would be the same",),
+                'Name decoding="sampling", or ask for one sequence.',
+            )
+
+    def _chooser(self, config: GenerationConfig, prompt: Prompt, process: Processors) -> Choose:
+        def choose(logits: Tensor, sequences: Tensor, _: int) -> tuple[Tensor, Tensor, Tensor]:
+            scores, raw = process(sequences, logits)
+            best, tokens = scores.max(-1)
+            return tokens, _known_best(best, raw), scores
+
+        return choose
+
+    def select(self, logits: Tensor, configs: Sequence[GenerationConfig], seeds: Tensor, positions: Tensor) -> Tensor:
+        """One token for each row of an engine's batch; see `TokenSelector`."""
+        self._new_rows(configs)
+        best, tokens = logits.max(-1)
+        _require_finite(best, positions)
+        return tokens
+
+
+class Sampling(_Standard):
+    """A draw from the model's distribution, reshaped by temperature, top-k, top-p and min-p; each is off by default.
+
+    The draw for new token i of a row depends on the row's seed, i and its scores alone.
+    """
+
+    name = "sampling"
+    fields = COMMON_FIELDS | {"temperature", "top_k", "top_p", "min_p"}
+
+    def __init__(self, request: DecodingRequest) -> None:
+        super().__init__(request)
+        self._warp: Warpers | None = None
+
+    def _chooser(self, config: GenerationConfig, prompt: Prompt, process: Processors) -> Choose:
+        rows, device = prompt.ids.shape[0], prompt.ids.device
+        if isinstance(config.seed, tuple) and len(config.seed) != rows:
+            raise InputError(
+                f"there are {len(config.seed)} seeds for {rows} rows.",
+                fix="Pass one seed, or one for each sequence that is returned.", argument="seed",
+            )  # fmt: skip
+        numbers = Uniforms(torch.tensor(row_seeds(config.seed, rows), device=device))
+        warp = Warpers([config], device)
+
+        def choose(logits: Tensor, sequences: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+            scores, raw = process(sequences, logits)
+            scores = warp(scores.float())
+            return draw(scores, numbers.at(count)), _known_best(scores.amax(-1), raw), scores
+
+        return choose
+
+    def select(self, logits: Tensor, configs: Sequence[GenerationConfig], seeds: Tensor, positions: Tensor) -> Tensor:
+        """One token for each row of an engine's batch; see `TokenSelector`. seeds: as `rng.row_seeds` gives them."""
+        if self._new_rows(configs) or self._warp is None:
+            self._warp = Warpers(configs, logits.device)
+        scores = self._warp(logits.float())
+        _require_finite(scores.amax(-1), positions)
+        return draw(scores, uniforms(seeds, positions))
+
+
+_STRATEGIES: dict[str, Callable[[DecodingRequest], Greedy | Sampling]] = {"greedy": Greedy, "sampling": Sampling}
+
+
+def build(name: str, request: DecodingRequest) -> Greedy | Sampling:
+    """The strategy of this name. Raises UnsupportedRequestError for a variant or option: there are none."""
+    reasons = [f"option {option!r} is not known" for option, _ in request.options]
+    if request.variant is not None:
+        reasons.insert(0, f"variant {request.variant!r} is not known")
+    if reasons:
+        raise refused(name, reasons, f'Write decoding="{name}"; settings are arguments of the call.')
+    return _STRATEGIES[name](request)
+
+
+def _feed(model: Any, prompt: Prompt, settings: Settings, room: int, model_kwargs: dict[str, Any]) -> Feed:
+    """What runs the model. model_kwargs: without attention_mask."""
+    if model_kwargs.get("inputs_embeds") is not None:
+        raise InputError("inputs_embeds cannot be continued from.", why="the strategy needs the ids of the prompt.",
+                         fix="Pass input_ids.", argument="inputs_embeds")  # fmt: skip
+    # The strategy decides which logits it needs and in what form; cells are always the next ones.
+    decided = ("use_cache", "past_key_values", "logits_to_keep", "return_dict", "cache_position", "inputs_embeds")
+    extra = {name: value for name, value in model_kwargs.items() if name not in decided and value is not None}
+    given = model_kwargs.get("past_key_values")
+    if model_kwargs.get("use_cache") is not False:
+        return CachedFeed(model, prompt, settings, room=room, given=given, extra=extra)
+    if given is not None:
+        raise InputError("past_key_values is given and use_cache=False says not to use it.",
+                         fix="Leave one of them out.", argument="use_cache")  # fmt: skip
+    return RecomputingFeed(model, prompt, settings, room=room, extra=extra)
+
+
+def _known_best(best: Tensor, raw: Tensor | None) -> Tensor:
+    """The best score; where the model's own was no finite number, that one, whatever a processor made of it."""
+    return best if raw is None else torch.where(raw.isfinite(), best.float(), raw)
+
+
+def _require_finite(best: Tensor, positions: Tensor) -> None:
+    finite = best.isfinite()
+    if not bool(finite.all()):
+        failed = {row: float(best[row]) for row in (~finite).nonzero()[:, 0].tolist()}
+        raise no_token(failed, int(positions[min(failed)]))
