@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pluglm.loading import Loader
 
 
-class PartFailed(Exception):
+class PartFailedError(Exception):
     """A part that `auto` chose could not be built. provider: its id; reason: one line for the next plan."""
 
     def __init__(self, provider: str, reason: str) -> None:
@@ -47,7 +47,7 @@ class Parts:
 def build(manager: Manager, choice: Choice, hook: str, **arguments: Any) -> Any:
     """Call the hook of a choice's provider and check the result.
 
-    Raises: PartFailed if `auto` chose the provider; what it raised, if the user named it.
+    Raises: PartFailedError if `auto` chose the provider; what it raised, if the user named it.
     """
     kind = choice.kind.partition(":")[0]
     provider, _ = manager.registry.find(kind, choice.provider or "")
@@ -56,11 +56,11 @@ def build(manager: Manager, choice: Choice, hook: str, **arguments: Any) -> Any:
     except UnsupportedRequestError as e:
         if choice.requested != AUTO:
             raise
-        raise PartFailed(provider.id, "refused: " + "; ".join(getattr(e, "reasons", (e.what,)))) from e
+        raise PartFailedError(provider.id, "refused: " + "; ".join(getattr(e, "reasons", (e.what,)))) from e
     except QuarantinedError as e:
         if choice.requested != AUTO:
             raise
-        raise PartFailed(provider.id, str(manager.quarantine[provider.id])) from e
+        raise PartFailedError(provider.id, str(manager.quarantine[provider.id])) from e
 
 
 def build_parts(manager: Manager, plan: Plan, loader: Loader) -> Parts:
@@ -95,9 +95,7 @@ def build_parts(manager: Manager, plan: Plan, loader: Loader) -> Parts:
     return Parts(attention, layout, tokenizer, strategy, quantizer, _kernels(manager, plan, loader))
 
 
-def build_strategy(
-    manager: Manager, choice: Choice, loader: Loader, tokenizer: Tokenizer | None
-) -> DecodingStrategy:
+def build_strategy(manager: Manager, choice: Choice, loader: Loader, tokenizer: Tokenizer | None) -> DecodingStrategy:
     """The strategy of a choice, for this model."""
     strategy: DecodingStrategy = build(manager, choice, "pluglm_build_decoding", request=DecodingRequest(
         loader.description.vocab_size, loader.device, tokenizer.decode if tokenizer is not None else None,
@@ -113,7 +111,7 @@ def _attention(manager: Manager, choice: Choice, loader: Loader, views: tuple[st
     ))  # fmt: skip
     reasons = tuple(dict.fromkeys(reason for spec in specs for reason in backend.refusals(spec)))
     if reasons and choice.requested == AUTO:
-        raise PartFailed(choice.provider or "", "refused: " + "; ".join(reasons))
+        raise PartFailedError(choice.provider or "", "refused: " + "; ".join(reasons))
     if reasons:
         raise UnsupportedRequestError(
             f"attention={choice.requested!r} cannot compute this model.", why="\n".join(reasons),

@@ -75,7 +75,7 @@ class IncompatiblePluginError(PluginError):
 
 
 class QuarantinedError(PluginError):
-    """The plugin was set aside. `.plugin`, `.stage` (import, register, build, contract), `__cause__`: the original error."""
+    """The plugin was set aside. `.plugin`; `.stage`: import, register, build, contract; `__cause__`: what it raised."""
 
 
 class ManifestError(PluginError):

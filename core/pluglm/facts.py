@@ -25,7 +25,8 @@ def choose_device(wanted: str) -> tuple[str, tuple[str, ...]]:
         ) from e  # fmt: skip
     if device.type not in ("cpu", "cuda"):
         raise InputError(
-            f"device={wanted!r} is of a type that no part here is tested on.", fix='Write "auto", "cpu" or "cuda".',
+            f"device={wanted!r} is of a type that no part here is tested on.",
+            fix='Write "auto", "cpu" or "cuda".',
             argument="device",
         )
     if device.type == "cuda":
@@ -45,12 +46,14 @@ def choose_dtype(wanted: str, checkpoint: Checkpoint, device: str) -> tuple[str,
     if wanted != AUTO:
         if wanted not in DTYPES:
             raise InputError(
-                f"dtype={wanted!r} is not a dtype to run in.", fix=f'Write "auto" or one of {", ".join(DTYPES)}.',
+                f"dtype={wanted!r} is not a dtype to run in.",
+                fix=f'Write "auto" or one of {", ".join(DTYPES)}.',
                 argument="dtype",
             )
         return wanted, ()
     said = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype")
-    stored = next((_SAFETENSORS.get(info.dtype) for info in checkpoint.tensors.values()), None)
+    dtypes = (info.dtype for info in checkpoint.tensors.values())
+    stored = next((_SAFETENSORS[dtype] for dtype in dtypes if dtype in _SAFETENSORS), None)
     name = str(said).removeprefix("torch.") if said is not None and said != AUTO else stored or "float32"
     if name not in DTYPES:
         raise ConfigError(

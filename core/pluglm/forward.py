@@ -76,27 +76,24 @@ class CausalLM(nn.Module):
         self.config = config
         self.executor = executor
         self._run = executor.run
-        self._weight = next(iter(module.parameters()), None)
 
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""
-        return self._weight.device if self._weight is not None else torch.device("cpu")
+        return next((p.device for p in self.module.parameters()), torch.device("cpu"))
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the parameters that are not quantized."""
-        return self._weight.dtype if self._weight is not None else torch.float32
+        return next((p.dtype for p in self.module.parameters() if p.is_floating_point()), torch.float32)
 
     def get_input_embeddings(self) -> nn.Module:
         """The embedding, weight [V, C]."""
-        embedding: nn.Module = self.module.embedding()
-        return embedding
+        return self.module.get_submodule("embed")
 
     def get_output_embeddings(self) -> nn.Module:
         """The head."""
-        head: nn.Module = self.module.head()
-        return head
+        return self.module.get_submodule("head")
 
     def new_cache(self, *, batch_size: int, capacity: int | None = None) -> Cache:
         """An empty cache of the planned layout. Raises InputError for a model that keeps nothing."""
@@ -155,6 +152,7 @@ class CausalLM(nn.Module):
             raise InputError("give exactly one of input_ids and inputs_embeds.", argument="input_ids")
         tokens = input_ids if input_ids is not None else inputs_embeds
         assert tokens is not None
+        self._check_input(tokens, input_ids is not None)
         B, T = tokens.shape[:2]
         if T == 0 or B == 0:
             raise InputError(f"the input has shape {tuple(tokens.shape)}: there is no token to run.", argument="input_ids")
@@ -185,6 +183,18 @@ class CausalLM(nn.Module):
         result = CausalOutput(output.logits, kept, output.hidden_states)
         return result.to_tuple() if return_dict is False else result
 
+    def _check_input(self, tokens: Tensor, are_ids: bool) -> None:
+        C = self.description.hidden_size
+        if are_ids and (tokens.ndim != 2 or tokens.is_floating_point()):
+            raise InputError(
+                f"input_ids has shape {tuple(tokens.shape)} and dtype {tokens.dtype}; it must be integers [B, T].",
+                fix="Pass one prompt as input_ids[None], embeddings as inputs_embeds.", argument="input_ids",
+            )
+        if not are_ids and (tokens.ndim != 3 or tokens.shape[2] != C):
+            raise InputError(
+                f"inputs_embeds has shape {tuple(tokens.shape)}; it must be [B, T, {C}].", argument="inputs_embeds"
+            )
+
     def _check_length(self, tokens: int) -> None:
         limit = self.description.max_seq_len
         if limit is not None and tokens > limit:
@@ -208,7 +218,7 @@ class CausalLM(nn.Module):
                     fix="Feed only tokens that the cache does not hold yet, with a mask over all of them.",
                     argument="attention_mask",
                 )
-            if bool(mask.all()):
+            if bool(mask.all()) and (cache is None or cache.dense):
                 mask = None
         if position_ids is not None:
             if position_ids.ndim != 2 or position_ids.shape[1] != T or position_ids.shape[0] not in (1, B):
@@ -216,14 +226,16 @@ class CausalLM(nn.Module):
                     f"position_ids has shape {tuple(position_ids.shape)}; it must be [{B}, {T}] or [1, {T}].",
                     argument="position_ids",
                 )
-            if bool((position_ids < 0).any()):
+            padding = mask[:, past:] == 0 if mask is not None else torch.zeros_like(position_ids, dtype=torch.bool)
+            if bool(((position_ids < 0) & ~padding).any()):
                 raise InputError("position_ids holds negative numbers.", fix="Mark padding in attention_mask.",
                                  argument="position_ids")  # fmt: skip
-            if mask is None:
-                return position_ids, False
-            return position_ids.expand(B, T).masked_fill(mask[:, past:] == 0, -1), False
+            self._check_length(int(position_ids.masked_fill(padding, -1).max()) + 1)
+            return (position_ids if mask is None else position_ids.expand(B, T).masked_fill(padding, -1)), False
         if mask is not None:
             real = mask != 0
+            if cache is not None and past:
+                _check_past(real[:, :past], cache)
             counted = real.long().cumsum(1) - 1
             return counted.masked_fill(~real, -1)[:, past:], False
         if cache is not None:
@@ -235,6 +247,21 @@ _KNOWN = (
     "input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds", "use_cache", "cache_position",
     "logits_to_keep", "output_hidden_states", "return_dict",
 )  # fmt: skip
+
+
+def _check_past(real: Tensor, cache: Cache) -> None:
+    """The mask's past must mark as many tokens as each row of the cache holds. real: [B, cache length] bool."""
+    said = real.sum(1)
+    held = cache.next_positions(1)[:, 0].expand_as(said)
+    if bool((said != held).any()):
+        row = int((said != held).nonzero()[0])
+        raise InputError(
+            f"attention_mask marks {int(said[row])} tokens of the past of row {row}, whose next position is {int(held[row])}.",
+            why="a cache knows which of its cells are padding; a later mask cannot hide or uncover any.",
+            fix="Repeat the mask under which these cells were fed, with new columns at its end, or leave it out; after "
+            "position_ids of your own, go on passing them.",
+            argument="attention_mask",
+        )  # fmt: skip
 
 
 def _unknown_argument(unknown: Mapping[str, Any]) -> InputError:

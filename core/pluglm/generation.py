@@ -15,6 +15,8 @@ from pluglm.contracts.model import ModelDescription
 from pluglm.errors import ConfigError, InputError, PluglmError
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")
+#: Fields of `extra` that mean nothing unless tokens are drawn.
+EXTRA_SAMPLING = ("top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 #: New tokens if neither the call nor the model's files say how many; less if the context has less room.
 DEFAULT_NEW_TOKENS = 256
 
@@ -54,7 +56,7 @@ def defaults(
     said = {k: v for k, v in said.items() if not (k in NEUTRAL_VALUES and v == NEUTRAL_VALUES[k])}
     sample = said.pop("do_sample", False)
     if not sample:
-        for name in (*SAMPLING, "top_h"):
+        for name in (*SAMPLING, *EXTRA_SAMPLING):
             said.pop(name, None)
     elif not any(name in said for name in SAMPLING):
         said["temperature"] = 1.0
@@ -65,8 +67,10 @@ def defaults(
         return GenerationConfig().updated(**said)
     except (PluglmError, TypeError) as e:
         raise ConfigError(
-            "generation_config.json holds a setting that makes no sense.", why=getattr(e, "what", str(e)),
-            fix="Correct the file.", key=getattr(e, "argument", None),
+            "generation_config.json holds a setting that makes no sense.",
+            why=getattr(e, "what", str(e)),
+            fix="Correct the file.",
+            key=getattr(e, "argument", None),
         ) from e
 
 
@@ -84,18 +88,22 @@ def for_call(base: GenerationConfig, call: Mapping[str, Any], honoured: frozense
         if not isinstance(given, GenerationConfig):
             raise InputError(
                 f"generation_config is a {type(given).__name__}.",
-                fix="Pass a pluglm.GenerationConfig, or its fields as arguments.", argument="generation_config",
+                fix="Pass a pluglm.GenerationConfig, or its fields as arguments.",
+                argument="generation_config",
             )
         call = {**given.set_fields(), **call}
     sample = call.pop("do_sample", None)
+    if sample is not None and not isinstance(sample, bool):
+        raise InputError(f"do_sample={sample!r} makes no sense: it must be True or False.", argument="do_sample")
     if sample is False:
-        clash = [name for name in SAMPLING if call.get(name) is not None]
+        clash = [name for name in (*SAMPLING, *EXTRA_SAMPLING) if call.get(name) is not None]
         if clash:
             raise InputError(
                 f"do_sample=False contradicts {clash[0]}={call[clash[0]]!r}.",
-                fix=f"Leave out {clash[0]}, or leave out do_sample.", argument=clash[0],
+                fix=f"Leave out {clash[0]}, or leave out do_sample.",
+                argument=clash[0],
             )
-        call.update(dict.fromkeys(SAMPLING))
+        call.update(dict.fromkeys((*SAMPLING, *EXTRA_SAMPLING)))
     result = base
     if honoured is not None:
         foreign = [f.name for f in fields(base) if f.name != "extra" and f.name not in honoured]

@@ -174,7 +174,7 @@ class ObserverHooks:
 
     @hookspec
     def pluglm_audit(self, event: str, data: Mapping[str, Any]) -> None:
-        """Told of plugin life-cycle events ("imported", "quarantined", "denied", "selected"). Exceptions are ignored."""
+        """Told of "imported", "built", "quarantined", "denied" and "selected". An exception harms only the observer."""
 
 
 SPECS = (

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
-from pluglm.build import Parts, PartFailed, build, build_strategy
+from pluglm.build import PartFailedError, Parts, build, build_strategy
 from pluglm.contracts.decoding import DecodingStrategy, FinishReason, GenerationConfig, GenerationOutput
 from pluglm.contracts.quantizer import Quantizer, QuantizerRequest
 from pluglm.contracts.runtime import Executor
@@ -88,8 +88,9 @@ class LanguageModel:
 
         Args:
             prompt: a text, messages ({"role": …, "content": …}), token ids, or a list of any of these.
-            **settings: fields of GenerationConfig (max_new_tokens, temperature, top_p, seed, stop_strings, …), do_sample,
-                `decoding` (a strategy for this call), logits_processor, stopping_criteria, and what the strategy knows.
+            **settings: fields of GenerationConfig (max_new_tokens, temperature, seed, stop_strings, …), do_sample,
+                `decoding` (a strategy for this call), past_key_values, use_cache, logits_processor, stopping_criteria,
+                and what the strategy knows.
         Returns: the new text; a list for a list of prompts or several sequences each.
         Raises: InputError, ContextLengthError, PlanError.
         """
@@ -154,7 +155,9 @@ class LanguageModel:
         ))  # fmt: skip
         count = quantize_module(self.model.module, part, skip)
         if count == 0:
-            raise PlanError(f"{choice.provider} took none of the linear layers.", fix="Look at `skip` and at its README.")
+            raise PlanError(
+                f"{choice.provider} took none of the linear layers.", fix="Look at `skip` and at its README."
+            )
         self._quantizer = part
         self._replan(choice)
         return count
@@ -190,15 +193,18 @@ class LanguageModel:
         if self.tokenizer is None:
             raise InputError(
                 "this model came without a tokenizer, so there is no text to stream.",
-                fix="Use complete(), which gives token ids, or put tokenizer.json into the folder.", argument="prompt",
+                fix="Use complete(), which gives token ids, or put tokenizer.json into the folder.",
+                argument="prompt",
             )
         return self.tokenizer
 
     def _prepare(self, prompt: Any, settings: Mapping[str, Any]) -> _Call:
         """Everything that is decided before the first forward pass of a call."""
         settings = dict(settings)
-        passed = {k: settings.pop(k) for k in ("logits_processor", "stopping_criteria") if k in settings}
-        model_kwargs = {k: settings.pop(k) for k in ("past_key_values", "use_cache") if k in settings}
+        passed: dict[str, Any] = {
+            k: settings.pop(k) for k in ("logits_processor", "stopping_criteria") if k in settings
+        }
+        model_kwargs: dict[str, Any] = {k: settings.pop(k) for k in ("past_key_values", "use_cache") if k in settings}
         named = settings.pop("decoding", None)
         wanted = Wanted(named) if named is not None else self._loader.request.wanted("decoding")
         honoured = None
@@ -229,7 +235,7 @@ class LanguageModel:
             if key not in self._strategies:
                 try:
                     self._strategies[key] = build_strategy(self._loader.manager, choice, self._loader, self.tokenizer)
-                except PartFailed as e:
+                except PartFailedError as e:
                     planner.excluded[e.provider] = e.reason
                     continue
             return self._strategies[key]
@@ -242,7 +248,9 @@ class LanguageModel:
             raise ContextLengthError(
                 f"the prompt has {prompt_tokens} tokens, the model's context holds {limit}.",
                 why="there is no room for a new token; nothing is cut off in silence.",
-                fix=f"Shorten the prompt to fewer than {limit} tokens.", tokens=prompt_tokens, limit=limit,
+                fix=f"Shorten the prompt to fewer than {limit} tokens.",
+                tokens=prompt_tokens,
+                limit=limit,
             )
         new = config.max_new_tokens
         if new is None and config.max_length is not None:
@@ -250,10 +258,14 @@ class LanguageModel:
             if new <= 0:
                 raise ContextLengthError(
                     f"max_length={config.max_length} leaves no room after a prompt of {prompt_tokens} tokens.",
-                    fix="Raise max_length, or use max_new_tokens.", tokens=prompt_tokens, limit=config.max_length,
+                    fix="Raise max_length, or use max_new_tokens.",
+                    tokens=prompt_tokens,
+                    limit=config.max_length,
                 )
         if new is None:
-            return config.updated(max_new_tokens=min(DEFAULT_NEW_TOKENS, room) if room is not None else DEFAULT_NEW_TOKENS)
+            return config.updated(
+                max_new_tokens=min(DEFAULT_NEW_TOKENS, room) if room is not None else DEFAULT_NEW_TOKENS
+            )
         if room is not None and new > room:
             raise ContextLengthError(
                 f"{prompt_tokens} prompt tokens and {new} new ones are more than the model's context of {limit}.",

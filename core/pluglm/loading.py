@@ -7,12 +7,12 @@ part has agreed to the model; a part that fails under `auto` is put aside with a
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from pluglm.build import PartFailed, Parts, build_executor, build_module, build_parts
+from pluglm.build import PartFailedError, Parts, build_executor, build_module, build_parts
 from pluglm.contracts.model import ModelDescription
 from pluglm.contracts.text import Checkpoint, SourceRequest
 from pluglm.errors import ConfigError, InputError, ModelNotFoundError, PlanError, PluginNotFoundError
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pluglm.lm import LanguageModel
 
 log = logging.getLogger("pluglm")
+T = TypeVar("T")
 
 #: Parts a user may name, with what "nothing said" means. None: the part is absent unless named.
 PARTS: Mapping[str, str | None] = {
@@ -104,7 +105,8 @@ def load(
     lm = loader.load()
     if plan is not None and lm.plan.hash != plan.hash:
         raise PlanError(
-            "this plan cannot be replayed here.", why=_difference(plan, lm.plan),
+            "this plan cannot be replayed here.",
+            why=_difference(plan, lm.plan),
             fix="Install the versions that the plan names, or plan anew without it.",
         )
     return lm
@@ -118,7 +120,8 @@ def explain(model: str | Path, *, manager: Manager | None = None, **arguments: A
     skip = arguments.pop("quantizer_skip", ())
     if unknown := sorted(set(arguments) - known):
         raise InputError(
-            f"explain takes no argument {unknown[0]!r}.", fix=f"It takes {', '.join(sorted(known | set(PARTS)))}.",
+            f"explain takes no argument {unknown[0]!r}.",
+            fix=f"It takes {', '.join(sorted(known | set(PARTS)))}.",
             argument=unknown[0],
         )
     request = read_request(str(model), named, options, skip=skip, **arguments)
@@ -134,7 +137,8 @@ def read_request(
         if kind not in PARTS or not isinstance(given, Mapping):
             raise InputError(
                 f"options={{{kind!r}: …}} does not name a part.",
-                fix=f"Write options={{'cache': {{'name': value}}}}; parts are {', '.join(PARTS)}.", argument="options",
+                fix=f"Write options={{'cache': {{'name': value}}}}; parts are {', '.join(PARTS)}.",
+                argument="options",
             )
     parts = {}
     for kind, text in named.items():
@@ -144,11 +148,15 @@ def read_request(
         if text is None:
             if said:
                 raise InputError(
-                    f"there are options for the {kind}, but none is chosen.", fix=f"Name one: {kind}=….", argument="options",
+                    f"there are options for the {kind}, but none is chosen.",
+                    fix=f"Name one: {kind}=….",
+                    argument="options",
                 )
             continue
-        if not isinstance(text, str) or not text:
-            raise InputError(f"{kind}={text!r} is not a name.", fix=f'Write {kind}="auto" or a provider.', argument=kind)
+        if not text:
+            raise InputError(
+                f"{kind}={text!r} is not a name.", fix=f'Write {kind}="auto" or a provider.', argument=kind
+            )
         if said and text == AUTO:
             raise InputError(
                 f"options for the {kind} need a named one.", why='"auto" may choose another that does not know them.',
@@ -161,7 +169,9 @@ def read_request(
 def replaying(request: LoadRequest, plan: Plan) -> LoadRequest:
     """The request that names exactly what a plan chose. Raises InputError if the caller also named parts."""
     if any(w.text != AUTO for w in request.parts.values()):
-        raise InputError("a plan already names every part.", fix="Pass plan= alone, or the parts alone.", argument="plan")
+        raise InputError(
+            "a plan already names every part.", fix="Pass plan= alone, or the parts alone.", argument="plan"
+        )
     parts = {
         c.kind: Wanted(c.provider + (f":{c.variant}" if c.variant else ""), c.options)
         for c in plan.choices
@@ -213,15 +223,18 @@ class Loader:
         except (PluginNotFoundError, InputError) as e:
             if wanted.text != AUTO:
                 raise
-            known = ", ".join(sorted({p.name for p in self.manager.registry.of("architecture")}))
+            known = ", ".join(sorted({p.name for p in self.manager.registry.of("architecture")})) or "none"
+            malformed = "" if isinstance(e, PluginNotFoundError) else f" {e.what}"
             raise PluginNotFoundError(
                 f"no installed plugin reads model_type {model_type!r}.",
-                why=f"installed architectures: {known or 'none'}. {e.what if not isinstance(e, PluginNotFoundError) else ''}".strip(),
-                fix='Install a package with an entry point of that name in the group "pluglm.architectures"; nothing is '
-                "fetched because a config names it.",
+                why=f"installed architectures: {known}.{malformed}",
+                fix='Install a package with an entry point of that name in the group "pluglm.architectures"; nothing '
+                "is fetched because a config names it.",
                 kind="architecture", name=model_type, path=str(self.checkpoint.path),
             ) from e  # fmt: skip
-        choice = replace(choice, requested=wanted.text, reason=choice.reason if wanted.text != AUTO else f"reads {model_type}")
+        choice = replace(
+            choice, requested=wanted.text, reason=choice.reason if wanted.text != AUTO else f"reads {model_type}"
+        )
         provider, _ = self.manager.registry.find("architecture", choice.provider or "")
         description = self.manager.call(provider, "pluglm_describe_model", config=config)
         if not isinstance(description, ModelDescription):
@@ -311,25 +324,23 @@ class Loader:
         """Plan, build, fill, and plan again without each part that fails."""
         from pluglm.lm import LanguageModel
 
-        while True:
-            plan = self.plan()
-            try:
-                parts = build_parts(self.manager, plan, self)
-                break
-            except PartFailed as e:
-                self._exclude(e)
+        plan, parts = self._until_built(lambda plan: build_parts(self.manager, plan, self))
         module = build_module(self.manager, plan, self, parts)
-        while True:
-            try:
-                executor = build_executor(self.manager, plan, self, parts, module)
-                break
-            except PartFailed as e:
-                self._exclude(e)
-                plan = self.plan()
+        # A failed executor changes no other choice: nothing else in the plan depends on it.
+        plan, executor = self._until_built(lambda plan: build_executor(self.manager, plan, self, parts, module))
         self.manager.audit("selected", plan=plan.hash, parts=tuple(c.provider for c in plan.choices if c.provider))
         return LanguageModel._from_parts(self, plan, parts, module, executor)
 
-    def _exclude(self, failure: PartFailed) -> None:
+    def _until_built(self, build: Callable[[Plan], T]) -> tuple[Plan, T]:
+        """Plan and build, each time without what failed before, until it works or the planner has nobody left."""
+        while True:
+            plan = self.plan()
+            try:
+                return plan, build(plan)
+            except PartFailedError as e:
+                self._exclude(e)
+
+    def _exclude(self, failure: PartFailedError) -> None:
         log.warning("%s is passed over: %s", failure.provider, failure.reason)
         self.excluded[failure.provider] = failure.reason
 
@@ -352,7 +363,8 @@ def find_model(request: LoadRequest, manager: Manager) -> Path:
             if folder is None:
                 raise ModelNotFoundError(
                     f"{provider.id} {provider.version} does not have its own model {request.model!r}.",
-                    fix=f"Install {provider.distribution} again.", model=request.model,
+                    fix=f"Install {provider.distribution} again.",
+                    model=request.model,
                 )
             return Path(folder)
     return resolve(request.model, revision=request.revision, offline=request.offline, token=request.token)
@@ -367,7 +379,9 @@ def default_model(registry: Registry) -> str:
     names = [n for n in names if registry.refusal(registry.find("source", n)[0]) is None]
     if len(names) != 1:
         raise InputError(
-            "no model was named." if not names else f"no model was named, and {len(names)} sources offer a default: {names}.",
+            "no model was named."
+            if not names
+            else f"no model was named, and {len(names)} sources offer a default: {names}.",
             fix="Pass -m with a folder or org/name"
             + (", or install pluglm-model-pystdlib, which brings a small one." if not names else "."),
             argument="model",

@@ -91,7 +91,7 @@ class Manager:
         if provider.kind == "hooks":
             return None  # observers are governed by the user's settings; they cannot be asked about themselves
         try:
-            answers = self._pluggy.hook.pluglm_check_policy(provider=provider)
+            answers: list[Any] = list(self._pluggy.hook.pluglm_check_policy(provider=provider) or ())
         except Exception as e:  # governance fails closed
             answers = [f"a policy hook failed: {type(e).__name__}: {e}"]
         denials = [str(answer) for answer in answers if answer is not None]
@@ -109,8 +109,10 @@ class Manager:
             except Exception as e:
                 self._set_aside(self._owner(impl), "build", e)
                 continue
-            if answer is not None:
+            if isinstance(answer, list | tuple):
                 return tuple(str(i) for i in answer)
+            if answer is not None:
+                self._set_aside(self._owner(impl), "contract", TypeError("pluglm_rank returned no list of ids"))
         return ()
 
     def plan_ready(self, plan: Any) -> None:
@@ -127,8 +129,11 @@ class Manager:
             raise self._quarantined(provider)
         if reason := self.refusal(provider):
             raise PluginDisabledError(
-                f"{provider.id} {provider.version} may not be used.", why=reason,
-                fix="Change the setting or the policy, or choose another provider.", plugin=provider.id, by="policy",
+                f"{provider.id} {provider.version} may not be used.",
+                why=reason,
+                fix="Change the setting or the policy, or choose another provider.",
+                plugin=provider.id,
+                by="policy",
             )
         plugin = self._activate(provider)
         try:
@@ -201,7 +206,7 @@ class Manager:
             "contract": "returned something that breaks its contract",
         }[entry.stage]  # fmt: skip
         return QuarantinedError(
-            f"{provider.kind} {provider.name!r} is provided by {provider.distribution} {provider.version}, which {verb}.",
+            f"{provider.kind} {provider.name!r}, of {provider.distribution} {provider.version}, {verb}.",
             why=f"{type(entry.cause).__name__}: {entry.cause}",
             fix=f"Report this to the authors of {provider.distribution}, install another version, or choose another "
             f"{provider.kind}. Everything else works.",
@@ -218,7 +223,7 @@ CONTRACTS: Mapping[str, tuple[str, ...]] = {
     "executor": ("name", "run"),
     "source": ("name", "resolve"),
     "tokenizer": ("vocab_size", "encode", "decode", "apply_chat_template", "save"),
-    "architecture": ("forward", "embedding", "head", "named_parameters"),
+    "architecture": ("forward", "embed", "head", "named_parameters"),
     "kernel": ("__call__",),
     "format": ("path", "config", "tensors", "tensor", "file", "fingerprint"),
 }
@@ -229,6 +234,7 @@ def check_contract(manager: Manager, provider: Provider, part: Any) -> Any:
     missing = [name for name in CONTRACTS[provider.kind] if not hasattr(part, name)]
     if missing:
         manager.reject(
-            provider, TypeError(f"returned {type(part).__name__}, which has no {', '.join(missing)}"),
+            provider,
+            TypeError(f"returned {type(part).__name__}, which has no {', '.join(missing)}"),
         )
     return part

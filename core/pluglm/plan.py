@@ -100,7 +100,9 @@ class Plan:
                 Choice(**{
                     **c,
                     "options": tuple((k, _tuples(v)) for k, v in c["options"]),
-                    "rejected": tuple(Rejected(r["provider"], r["version"], tuple(r["reasons"])) for r in c["rejected"]),
+                    "rejected": tuple(
+                            Rejected(r["provider"], r["version"], tuple(r["reasons"])) for r in c["rejected"]
+                        ),
                 })
                 for c in data["choices"]
             )  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Any
 from pluglm.contracts.cache import slot_kinds
 from pluglm.contracts.model import ModelDescription
 from pluglm.contracts.runtime import KERNEL_OPS
-from pluglm.errors import IncompatiblePluginError, PlanError, PluglmError, PluginDisabledError, PluginNotFoundError
+from pluglm.errors import IncompatiblePluginError, PlanError, PluginDisabledError, PluginNotFoundError, PluglmError
 from pluglm.kinds import KINDS
 from pluglm.manager import Manager
 from pluglm.plan import Choice, Rejected
@@ -60,7 +60,7 @@ class Candidates:
     ranked: bool = False
 
     def choice(self, provider: Provider, reason: str, skipped: Mapping[str, str] = {}) -> Choice:
-        """The plan's entry for `provider`; the other able ones are listed as next in line, or with why they do not fit."""
+        """The plan's entry for `provider`; other able ones are "next in line", or in `skipped` with why not."""
         others = [
             Rejected(p.id, p.version, (skipped.get(p.id, "next in line"),)) for p in self.able if p.id != provider.id
         ]
@@ -83,7 +83,7 @@ class Planner:
         self.excluded = dict(excluded)
 
     def candidates(self, kind: str, wanted: Wanted, demand: Demand) -> Candidates:
-        """Everything that could play `kind`. A named part that cannot is an error; `auto` may come back empty-handed."""
+        """All that could play `kind`. A named part that cannot is an error; `auto` may come back empty-handed."""
         found = Candidates(kind, wanted)
         if wanted.text != AUTO:
             provider, found.variant = self.manager.registry.find(kind, wanted.text)
@@ -155,15 +155,20 @@ class Planner:
             raise IncompatiblePluginError(
                 f"{provider.id} {provider.version} was written for another version of the {provider.kind} API.",
                 why="; ".join(api),
-                fix=f"Install a release of {provider.distribution} for {provider.kind} API {KINDS[provider.kind].version}, "
+                fix=f"Install a {provider.distribution} made for {provider.kind} API {KINDS[provider.kind].version}, "
                 "or another pluglm.",
                 plugin=provider.id, have=KINDS[provider.kind].version, needs=(provider.facts or {}).get("api"),
             )  # fmt: skip
         able = self.candidates(provider.kind, Wanted(), demand).able
-        instead = f"Choose {' or '.join(f'{provider.kind}={p.name!r}' for p in able)}" if able else "Install another provider"
+        instead = (
+            f"Choose {' or '.join(f'{provider.kind}={p.name!r}' for p in able)}" if able else "Install another provider"
+        )
         raise PlanError(
             f"{provider.kind}={provider.name!r} ({provider.id} {provider.version}) cannot do what this model needs.",
-            why="\n".join(reasons), fix=f'{instead}, or leave it on "auto".', plugin=provider.id, reasons=tuple(reasons),
+            why="\n".join(reasons),
+            fix=f'{instead}, or leave it on "auto".',
+            plugin=provider.id,
+            reasons=tuple(reasons),
         )
 
     def attention_and_cache(
@@ -176,7 +181,9 @@ class Planner:
         dims = sorted({spec.head_dim for spec in specs})
         backends = None
         if specs:
-            backends = self.candidates("attention", attention, Demand(device, dtype, tuple(features), head_dims=tuple(dims)))
+            backends = self.candidates(
+                "attention", attention, Demand(device, dtype, tuple(features), head_dims=tuple(dims))
+            )
         layouts = None
         if description.slots:
             demand = Demand(device, dtype, slots=slot_kinds(description.slots), operations=tuple(operations))
@@ -195,7 +202,9 @@ class Planner:
                         backends.choice(backend, _why(backends, backend, f"reads {views}"), misfit),
                         layouts.choice(layout, _why(layouts, layout, f"gives {views}")),
                     )
-                misfit[backend.id] = f"reads {', '.join(_views(backend))}; {layout.id} gives {', '.join(_views(layout))}"
+                misfit[backend.id] = (
+                    f"reads {', '.join(_views(backend))}; {layout.id} gives {', '.join(_views(layout))}"
+                )
         raise self._impossible(description, backends, layouts, device=device, dtype=dtype, operations=operations)
 
     def _impossible(
@@ -207,13 +216,19 @@ class Planner:
         all_layouts = self.candidates(
             "cache", Wanted(), Demand(device, dtype, slots=slot_kinds(description.slots), operations=tuple(operations))
         ).able
-        pairs = [f"attention={a.name!r} with cache={c.name!r}" for a in all_backends for c in all_layouts if _share_view(a, c)]
+        pairs = [
+            f"attention={a.name!r} with cache={c.name!r}"
+            for a in all_backends
+            for c in all_layouts
+            if _share_view(a, c)
+        ]
         a, c = backends.able[0], layouts.able[0]
         return PlanError(
             f"attention={backends.wanted.text!r} and cache={layouts.wanted.text!r} do not fit together.",
             why=f"{a.id} reads {', '.join(_views(a)) or 'no view'}; {c.id} gives {', '.join(_views(c)) or 'no view'}.",
             fix=f"Combinations that work here: {'; '.join(pairs) or 'none of the installed parts'}.",
-            attention=a.id, cache=c.id,
+            attention=a.id,
+            cache=c.id,
         )
 
     def single(self, kind: str, wanted: Wanted, demand: Demand, note: str) -> Choice:
@@ -233,12 +248,16 @@ class Planner:
         for name in AUTO_DECODING:
             for provider in found.able:
                 if provider.name == name:
-                    skipped = {p.id: "next in line" if p.name in AUTO_DECODING else "used when named" for p in found.able}
+                    skipped = {
+                        p.id: "next in line" if p.name in AUTO_DECODING else "used when named" for p in found.able
+                    }
                     return found.choice(provider, _why(found, provider, said), skipped)
         if found.able:
             raise PlanError(
-                f"no strategy that \"auto\" may choose honours {', '.join(fields)}.",
-                why='"auto" chooses among ' + ", ".join(AUTO_DECODING) + " only; the others mean something else by the same call.",
+                f'no strategy that "auto" may choose honours {", ".join(fields)}.',
+                why='"auto" chooses among '
+                + ", ".join(AUTO_DECODING)
+                + " only; the others mean something else by the same call.",
                 fix=f"Name one: {' or '.join(f'decoding={p.name!r}' for p in found.able)}.",
             )
         raise self.nothing_able(found)
@@ -264,7 +283,8 @@ class Planner:
                 kind=found.kind, name=AUTO,
             )  # fmt: skip
         return PlanError(
-            f"none of the installed {found.kind} plugins can do what this model needs.", why=considered,
+            f"none of the installed {found.kind} plugins can do what this model needs.",
+            why=considered,
             fix="Install one that can, enable one that is switched off, or name one without static facts.",
             kind=found.kind,
         )
@@ -288,7 +308,11 @@ def _leader(found: Candidates) -> Choice:
 def _why(found: Candidates, provider: Provider, note: str) -> str:
     if found.wanted.text != AUTO:
         return f"asked for by name; {note}"
-    how = "first in the order an observer gave" if found.ranked else f"tier {(provider.facts or {}).get('tier', 'portable')}"
+    how = (
+        "first in the order an observer gave"
+        if found.ranked
+        else f"tier {(provider.facts or {}).get('tier', 'portable')}"
+    )
     return f"{how}; {note}"
 
 

@@ -36,7 +36,7 @@ def read_prompts(prompt: Any, tokenizer: Tokenizer | None, *, vocab_size: int, b
     if hasattr(prompt, "tolist"):
         prompt = prompt.tolist()
     items, single = (prompt, False) if _is_batch(prompt) else ([prompt], True)
-    if not items:
+    if isinstance(prompt, Sequence) and not isinstance(prompt, str | bytes) and not prompt:
         raise InputError("there is no prompt: the list is empty.", fix="Pass at least one prompt.", argument="prompt")
     rows = tuple(tuple(_ids(item, tokenizer)) or _only_bos(bos_token_id) for item in items)
     for row in rows:
@@ -45,7 +45,8 @@ def read_prompts(prompt: Any, tokenizer: Tokenizer | None, *, vocab_size: int, b
             raise InputError(
                 f"token id {wrong[0]} is outside the vocabulary of {vocab_size}.",
                 why="these ids were made by another model's tokenizer, or by hand.",
-                fix="Pass text, or ids from this model's tokenizer (`lm.tokenizer.encode`).", argument="prompt",
+                fix="Pass text, or ids from this model's tokenizer (`lm.tokenizer.encode`).",
+                argument="prompt",
             )
     return Prompts(rows, single)
 
@@ -91,7 +92,8 @@ def _messages(messages: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, An
         if not isinstance(message.get("role"), str) or "content" not in message:
             raise InputError(
                 f"message {i} lacks a role or a content: {dict(message)!r}.",
-                fix="Write messages as {'role': 'user', 'content': 'Hi'}.", argument="prompt",
+                fix="Write messages as {'role': 'user', 'content': 'Hi'}.",
+                argument="prompt",
             )
     return messages
 
@@ -101,7 +103,8 @@ def _tokenizer(tokenizer: Tokenizer | None) -> Tokenizer:
         raise InputError(
             "this model came without a tokenizer, so text means nothing to it.",
             why="its folder has no tokenizer file that an installed tokenizer plugin reads.",
-            fix="Pass token ids, or put tokenizer.json into the folder.", argument="prompt",
+            fix="Pass token ids, or put tokenizer.json into the folder.",
+            argument="prompt",
         )
     return tokenizer
 
@@ -109,7 +112,9 @@ def _tokenizer(tokenizer: Tokenizer | None) -> Tokenizer:
 def _only_bos(bos_token_id: int | None) -> tuple[int, ...]:
     if bos_token_id is None:
         raise InputError(
-            "the prompt is empty.", why="this model has no BOS token that could stand for an empty text.",
-            fix="Pass at least one character or token id.", argument="prompt",
+            "the prompt is empty.",
+            why="this model has no BOS token that could stand for an empty text.",
+            fix="Pass at least one character or token id.",
+            argument="prompt",
         )
     return (bos_token_id,)

@@ -1,4 +1,4 @@
-"""Which providers there are, and which one a name means. Clashes are errors; the order of installation never decides."""
+"""Which providers there are, and which one a name means. Clashes are errors; installation order never decides."""
 
 from __future__ import annotations
 
@@ -61,7 +61,9 @@ class Registry:
         if reference.kind not in (None, kind):
             raise PluginNotFoundError(
                 f"{text!r} names a provider of kind {reference.kind!r} where one of kind {kind!r} is needed.",
-                fix=f"Name one of: {self._names(kind)}.", kind=kind, name=reference.name,
+                fix=f"Name one of: {self._names(kind)}.",
+                kind=kind,
+                name=reference.name,
             )
         matches = [p for p in self.of(kind) if reference.matches(p)]
         if not matches:
@@ -78,8 +80,10 @@ class Registry:
         if reason := self.refusal(provider):
             raise PluginDisabledError(
                 f"{kind} {provider.name!r} ({provider.id}) is installed but switched off.",
-                why=reason, fix=f"Run `pluglm plugins enable {provider.id}`, or choose another: {self._names(kind)}.",
-                plugin=provider.id, by="user",
+                why=reason,
+                fix=f"Run `pluglm plugins enable {provider.id}`, or choose another: {self._names(kind)}.",
+                plugin=provider.id,
+                by="user",
             )
         return provider, reference.variant
 
@@ -93,8 +97,9 @@ class Registry:
         troubles = "".join(f"\n{p.subject}: {p.message}" for p in self.problems[:5])
         return PluginNotFoundError(
             f"no plugin provides {kind} {reference.name!r}.",
-            why=f"installed {kind} providers: {self._names(kind)}." + (f"\nSet aside by discovery:{troubles}" if troubles else ""),
-            fix=f"{meant}Install a package that declares {reference.name!r} in the entry-point group {group!r}, or choose "
-            "an installed one; `pluglm plugins list` prints them.",
+            why=f"installed {kind} providers: {self._names(kind)}."
+            + (f"\nSet aside by discovery:{troubles}" if troubles else ""),
+            fix=f"{meant}Install a package that declares {reference.name!r} in the entry-point group {group!r}, or "
+            "choose an installed one; `pluglm plugins list` prints them.",
             kind=kind, name=reference.name,
         )  # fmt: skip

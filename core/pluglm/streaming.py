@@ -1,4 +1,4 @@
-"""Tokens of a running generation as an iterator, for any strategy: it runs in a thread of its own and is stopped by closing."""
+"""Tokens of a running generation as an iterator, for any strategy: it runs in a thread and ends when that is closed."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def stream_tokens(strategy: Any, model: Any, input_ids: Tensor, arguments: Mappi
         try:
             with torch.no_grad():
                 strategy(model, input_ids, **{**arguments, "stopping_criteria": criteria, "streamer": streamer})
-        except BaseException as e:  # handed to the reader, who raises it
+        except BaseException as e:  # noqa: BLE001 - handed to the reader, who raises it
             failure.append(e)
         finally:
             streamer._offer(_END)

@@ -40,7 +40,9 @@ def assign(weights: WeightMap, checkpoint: Checkpoint, wanted: set[str], *, pack
     """
     names = dict(checkpoint.tensors)
     prefix = _prefix(weights, names)
-    found, missing, used = [], [], set()
+    found: list[Assignment] = []
+    missing: list[str] = []
+    used: set[str] = set()
     for rule in weights.rules:
         if all(_module_of(target) in packed for target in rule.targets):
             continue
@@ -146,8 +148,8 @@ def quantize_module(module: nn.Module, quantizer: Quantizer, skip: tuple[str, ..
     """Replace the linear layers of a loaded module, one at a time. Returns how many."""
     layers = quantized_layers(module, quantizer, skip)
     for name, layer in layers.items():
-        bias = layer.bias.detach() if layer.bias is not None else None
-        module.set_submodule(name, quantizer.quantize(name, layer.weight.detach(), bias))
+        bias: Tensor | None = getattr(layer, "bias", None)  # torch types it as always there
+        module.set_submodule(name, quantizer.quantize(name, layer.weight.detach(), None if bias is None else bias.detach()))
     return len(layers)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+
 from pluglm import PluginDisabledError, QuarantinedError, UnsupportedRequestError, hookimpl
 from pluglm.manager import Manager, check_contract
 from pluglm.provider import Provider

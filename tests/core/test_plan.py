@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
+
 from pluglm import Plan, PlanError
 from pluglm.plan import Choice, Rejected
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
+
 from pluglm import IncompatiblePluginError, PlanError, PluginDisabledError, PluginNotFoundError, hookimpl
 from pluglm.contracts import AttentionSpec, KVSlot, MaskSpec, ModelDescription, StateSlot, WeightMap
 from pluglm.manager import Manager
@@ -16,7 +17,10 @@ from pluglm.testing.isolation import fake_provider, isolated_manager
 SPEC = AttentionSpec(6, 3, 8, 8, 8**-0.5, MaskSpec(window=5))
 
 
-def description(specs: Sequence[AttentionSpec] = (SPEC,), slots: Any = (KVSlot(3, 8, 8, window=5),)) -> ModelDescription:
+SLOT = KVSlot(3, 8, 8, window=5)
+
+
+def description(specs: Sequence[AttentionSpec] = (SPEC,), slots: Any = (SLOT,)) -> ModelDescription:
     return ModelDescription("tiny", None, WeightMap(()), 11, 48, 1, 64, tuple(specs), tuple(slots))
 
 
@@ -25,7 +29,9 @@ def attention(name: str, views: Sequence[str] = ("dense",), features: Sequence[s
     return fake_provider("attention", name, object(), facts={"views": views, "features": features, **facts})
 
 
-def cache(name: str, views: Sequence[str] = ("dense",), slots: Sequence[str] = ("kv", "window"), **facts: Any) -> Provider:
+def cache(
+    name: str, views: Sequence[str] = ("dense",), slots: Sequence[str] = ("kv", "window"), **facts: Any
+) -> Provider:
     return fake_provider("cache", name, object(), facts={"views": views, "slots": slots, **facts})
 
 
@@ -49,7 +55,9 @@ def test_auto_takes_the_best_tier_and_lists_the_others_as_next_in_line() -> None
 
 
 def test_every_failing_predicate_of_a_candidate_is_kept() -> None:
-    narrow = attention("narrow", features=("grouped-heads",), requires={"devices": ["cuda"], "head_dim": {"values": [64]}})
+    narrow = attention(
+        "narrow", features=("grouped-heads",), requires={"devices": ["cuda"], "head_dim": {"values": [64]}}
+    )
     choice, _ = pair(isolated_manager(narrow, attention("sdpa"), cache("dynamic")))
     (rejected,) = choice.rejected
     text = "; ".join(rejected.reasons)
@@ -69,7 +77,10 @@ def test_a_provider_without_facts_is_never_chosen_by_auto_and_works_when_named()
 
 def test_parts_must_share_a_view_and_a_worse_pair_that_fits_beats_a_better_one_that_does_not() -> None:
     manager = isolated_manager(
-        attention("paged", views=("paged",), tier="tuned"), attention("sdpa"), cache("dynamic"), cache("blocks", views=("paged",))
+        attention("paged", views=("paged",), tier="tuned"),
+        attention("sdpa"),
+        cache("dynamic"),
+        cache("blocks", views=("paged",)),
     )
     assert [c.provider.rpartition("/")[2] for c in pair(manager)] == ["paged", "blocks"]
     chosen, layout = pair(manager, cache="dynamic")
@@ -102,7 +113,9 @@ def test_a_named_part_that_cannot_is_refused_with_every_reason_and_what_could() 
 
 def test_a_layout_must_make_every_kind_of_slot_and_offer_every_operation_the_strategy_needs() -> None:
     hybrid = description(slots=(KVSlot(3, 8, 8), StateSlot((("conv", (4, 3), None),))))
-    manager = isolated_manager(attention("sdpa"), cache("dynamic", operations=["crop"]), cache("hybrid", slots=["kv", "state"]))
+    manager = isolated_manager(
+        attention("sdpa"), cache("dynamic", operations=["crop"]), cache("hybrid", slots=["kv", "state"])
+    )
     assert pair(manager, model=hybrid)[1].provider == "acme-test:cache/hybrid"
     with pytest.raises(PlanError, match="state"):
         pair(manager, model=hybrid, operations=["crop"])

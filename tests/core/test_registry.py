@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from pluglm import InputError, PluginConflictError, PluginDisabledError, PluginNotFoundError
 from pluglm.provider import Problem, Provider
 from pluglm.registry import Registry

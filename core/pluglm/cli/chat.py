@@ -16,7 +16,10 @@ from pluglm.errors import ContextLengthError, InputError
 @generation_options
 @click.option("--system", help="A system message to begin with.")
 def command(system: str | None, **arguments: Any) -> None:
-    """Talk with a model through its chat template. Empty line or Ctrl-D ends; /reset forgets; Ctrl-C stops an answer."""
+    """Talk with a model through its chat template.
+
+    An empty line or Ctrl-D ends, /reset forgets, Ctrl-C stops an answer.
+    """
     lm = load_model(arguments)
     if lm.tokenizer is None or lm.tokenizer.chat_template is None:
         raise InputError(

@@ -90,7 +90,8 @@ def load_arguments(arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str,
 def settings_of(arguments: dict[str, Any]) -> dict[str, Any]:
     """Parsed options as the settings of `generate`."""
     names = (
-        "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "num_return_sequences",
+        "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed",
+        "num_return_sequences",
     )  # fmt: skip
     settings = {name: arguments[name] for name in names if arguments.get(name) is not None}
     if arguments.get("stop"):

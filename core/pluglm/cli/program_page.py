@@ -11,7 +11,8 @@ from pluglm.contracts.program import Branch, DecoderProgram, Layer, Part
 
 def program_page(description: ModelDescription) -> str:
     """The page for one model."""
-    head = f"{description.model_type}: {description.num_layers} layers, hidden {description.hidden_size}, vocabulary {description.vocab_size}"
+    d = description
+    head = f"{d.model_type}: {d.num_layers} layers, hidden {d.hidden_size}, vocabulary {d.vocab_size}"
     if description.program is None:
         return f"{head}\n  no program: the architecture brings a module of its own"
     p = description.program
@@ -79,6 +80,7 @@ def _runs(program: DecoderProgram) -> list[tuple[int, int, Layer]]:
 
 def _without_slots(layer: Layer) -> Layer:
     def part(p: Part) -> Part:
-        return dataclasses.replace(p, op=dataclasses.replace(p.op, slot=0)) if hasattr(p.op, "slot") else p
+        op: Any = p.op
+        return dataclasses.replace(p, op=dataclasses.replace(op, slot=0)) if hasattr(op, "slot") else p
 
     return Layer(tuple(dataclasses.replace(b, parts=tuple(map(part, b.parts))) for b in layer.branches))

@@ -109,9 +109,15 @@ class AttentionBackend(Protocol):
     `prepare` runs once a forward pass for each distinct (spec, cache layer group), `attend` once a layer.
     """
 
-    name: str
-    #: Kinds of KV view (`KVView.kind`) it reads, best first.
-    views: tuple[str, ...]
+    @property
+    def name(self) -> str:
+        """The provider's short name."""
+        ...
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Kinds of KV view (`KVView.kind`) it reads, best first."""
+        ...
 
     def refusals(self, spec: AttentionSpec) -> Sequence[str]:
         """Every reason why this backend cannot honour `spec` on its device and dtype; empty: it can."""
@@ -128,8 +134,14 @@ class AttentionBackend(Protocol):
         ...
 
     def attend(
-        self, q: Tensor, view: KVView, spec: AttentionSpec, mask: Any,
-        *, sinks: Tensor | None = None, bias: Tensor | None = None,
+        self,
+        q: Tensor,
+        view: KVView,
+        spec: AttentionSpec,
+        mask: Any,
+        *,
+        sinks: Tensor | None = None,
+        bias: Tensor | None = None,
     ) -> Tensor:
         """Attend from the new queries to every key of the view.
 

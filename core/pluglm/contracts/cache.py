@@ -120,7 +120,10 @@ class KeyInfo:
 class KVView(Protocol):
     """Keys and values as a layout stores them. `kind` says which class it is; a backend reads the kinds it declares."""
 
-    kind: str
+    @property
+    def kind(self) -> str:
+        """The class of view, as backends declare it: "dense", "paged", "quantized", "latent"."""
+        ...
 
     def dense(self) -> tuple[Tensor, Tensor]:
         """k [B, K, S, D] and v [B, K, S, Dv] in the compute dtype, materialised if they are stored otherwise."""
@@ -145,7 +148,8 @@ class PagedView:
     """Keys and values in fixed-size pages (Kwon et al. 2023, "PagedAttention", section 4.1).
 
     k_pages: [P, page_size, K, D]; v_pages: [P, page_size, K, Dv]; block_table: [B, N] int32 page numbers, in order;
-    lengths: [B] int32 tokens held by each row. Cell j of row b is entry j % page_size of page block_table[b, j // page_size].
+    lengths: [B] int32 tokens held by each row; length: cells of the longest. Cell j of row b is entry j % page_size of
+    page block_table[b, j // page_size].
     """
 
     k_pages: Tensor
@@ -202,8 +206,10 @@ class LatentView:
 class Step(Protocol):
     """One forward pass's reservation of cells, from `Cache.begin`."""
 
-    #: New cells a row, T.
-    count: int
+    @property
+    def count(self) -> int:
+        """New cells a row, T."""
+        ...
 
     def keys(self, slot: int) -> KeyInfo:
         """What `append(slot, …)` will hand out in this pass: the kept keys and the new ones."""
@@ -235,7 +241,11 @@ class Cache(Protocol):
         ...
 
     def begin(
-        self, positions: Tensor, *, dense: bool = False, prefix_lengths: Tensor | None = None,
+        self,
+        positions: Tensor,
+        *,
+        dense: bool = False,
+        prefix_lengths: Tensor | None = None,
         segments: Tensor | None = None,
     ) -> Step:
         """Reserve cells for the tokens of one forward pass.
@@ -277,7 +287,7 @@ class Cache(Protocol):
         ...
 
     def rollback(self, count: int | Tensor) -> None:
-        """Take back the last `count` cells; a tensor [B] takes back a number of its own in each row (the rest: holes)."""
+        """Take back the last `count` cells; a tensor [B] gives each row a number of its own and leaves holes."""
         ...
 
     def reorder(self, index: Tensor) -> None:

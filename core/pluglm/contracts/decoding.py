@@ -60,6 +60,8 @@ class GenerationConfig:
             if not ok:
                 raise InputError(f"{name}={getattr(self, name)!r} makes no sense: it must be {rule}.", argument=name)
 
+        for name in ("seed", "eos_token_id", "stop_strings"):
+            object.__setattr__(self, name, _plain(name, getattr(self, name)))
         for name in ("max_new_tokens", "max_length", "min_new_tokens", "num_return_sequences", "top_k"):
             value = getattr(self, name)
             low = 1 if name == "num_return_sequences" else 0
@@ -71,8 +73,15 @@ class GenerationConfig:
             value = getattr(self, name)
             check(name, value is None or (_is_number(value) and 0 <= value <= 1), "a number from 0 to 1")
         check("top_p", self.top_p is None or self.top_p > 0, "a number from 0 to 1, and not 0")
-        seeds = (self.seed,) if isinstance(self.seed, int) else self.seed or ()
-        check("seed", all(type(s) is int and 0 <= s < 2**64 for s in seeds), "an integer from 0 to 2**64 - 1, or one a row")
+        for name, kind, rule in (("eos_token_id", int, "an id or several"), ("stop_strings", str, "a text or several")):
+            value = getattr(self, name)
+            check(name, value is None or (isinstance(value, tuple) and all(type(v) is kind for v in value)), rule)
+        seeds = self.seed if isinstance(self.seed, tuple) else () if self.seed is None else (self.seed,)
+        check(
+            "seed",
+            all(type(s) is int and 0 <= s < 2**64 for s in seeds),
+            "an integer from 0 to 2**64 - 1, or one a row",
+        )
 
     def set_fields(self) -> dict[str, Any]:
         """The fields that say something, `extra` merged in."""

@@ -76,7 +76,8 @@ class ForwardInput:
     """One forward pass. Exactly one of `token_ids` and `embeds` is given.
 
     Attributes:
-        token_ids: [B, T] int64. embeds: [B, T, C].
+        token_ids: [B, T] int64. embeds: [B, T, C], what the embedding table would have given for them; its scale,
+            learned positions and norm still apply.
         positions: [B, T] or [1, T] int64 absolute positions; negative: padding.
         dense: known on the host: positions are length … length + T - 1 in every row.
         cache: what was kept before; None: attend within this pass only and keep nothing.
@@ -115,10 +116,12 @@ class ModelModule(Protocol):
         """One pass; the cache, if any, has grown by T when this returns and is unchanged if it raises."""
         ...
 
-    def embedding(self) -> nn.Module:
-        """The input embedding, [V, C] weight."""
+    @property
+    def embed(self) -> nn.Module:
+        """The input embedding, weight [V, C]."""
         ...
 
+    @property
     def head(self) -> nn.Module:
-        """The module that turns hidden states into logits."""
+        """The module that turns hidden states into logits, before any scale or cap on them."""
         ...

@@ -52,7 +52,7 @@ class Rope:
 
     Attributes:
         kind: default, linear, dynamic, yarn, longrope, llama3 or proportional; each named after the method's own
-            paper in `pluglm_blocks.rope`.
+            paper in `pluglm_blocks.rope_kinds`.
         theta: base of the geometric series of wavelengths.
         dim: rotated dimensions of a head, the first ones; at most head_dim (partial rotation).
         interleaved: pairs are (0, 1), (2, 3) … (GPT-J) and not (0, dim/2), (1, dim/2 + 1) … (GPT-NeoX, Llama).
@@ -71,7 +71,7 @@ class Rope:
 
 @dataclass(frozen=True)
 class Attention:
-    """Softmax attention over the cache (Vaswani et al. 2017). Parameters: q, k, v, o; q_norm, k_norm; sinks; bias_table.
+    """Softmax attention over the cache (Vaswani et al. 2017). Parameters q, k, v, o, q_norm, k_norm, sinks, bias_table.
 
     Attributes:
         spec: the arithmetic. slot: the cache slot it writes (a `SharedSlot` is only read).
@@ -125,7 +125,7 @@ class LatentAttention:
 
 @dataclass(frozen=True)
 class StateSpace:
-    """Mamba 2's mixer (Dao & Gu 2024, "Transformers are SSMs", sections 6 and 7). Keeps a state and a convolution's tail.
+    """Mamba 2's mixer (Dao & Gu 2024, "Transformers are SSMs", sections 6 and 7): a state and a convolution's tail.
 
     Attributes:
         inner_size: of the mixer. num_heads * head_dim == inner_size. num_groups: of B and C. state_size: N.
@@ -207,7 +207,9 @@ Op = Attention | LatentAttention | StateSpace | FeedForward | Experts
 
 @dataclass(frozen=True)
 class Part:
-    """`scale_out * norm_out(op(scale_in * norm_in(x)))`. Parameters live at `<name>.`, `<name>_norm_in.`, `<name>_norm_out.`
+    """`scale_out * norm_out(op(scale_in * norm_in(x)))`.
+
+    Parameters live at `<name>.…`, `<name>_norm_in.…`, `<name>_norm_out.…`.
 
     Attributes:
         name: place in the layer: "attn", "mlp", "ssm", "cross" …
@@ -258,7 +260,7 @@ class Embedding:
 
 @dataclass(frozen=True)
 class Head:
-    """Vectors to logits: `softcap(scale * (x @ W.T + b))`. Parameters: `head.weight` [V, C] unless tied, `head.bias`."""
+    """Vectors to logits: `softcap(scale * (x @ W.T + b))`. Parameters: `head.weight` [V, C] unless tied, `.bias`."""
 
     tied: bool
     bias: bool = False
@@ -309,7 +311,8 @@ class DecoderProgram:
         if data.get("version") != PROGRAM_VERSION:
             raise ConfigError(
                 f"this program has version {data.get('version')!r}; this pluglm reads version {PROGRAM_VERSION}.",
-                fix="Make the program again from the model's config with this release.", key="version",
+                fix="Make the program again from the model's config with this release.",
+                key="version",
             )
         try:
             program = _decode(data)

@@ -40,7 +40,9 @@ class Split:
     def apply(self, sources: Sequence[Tensor]) -> Sequence[Tensor]:
         """Views of the source; nothing is copied."""
         (tensor,) = sources
-        return tensor.split(list(self.sizes), dim=self.dim)
+        import torch
+
+        return torch.split(tensor, list(self.sizes), dim=self.dim)
 
     def invert(self, targets: Sequence[Tensor]) -> Sequence[Tensor]:
         """Concatenate."""
@@ -51,9 +53,12 @@ class Split:
     def shapes(self, sources: Sequence[tuple[int, ...]]) -> Sequence[tuple[int, ...]]:
         """Raises ValueError if the sizes do not add up to the source's."""
         (shape,) = sources
-        if shape[self.dim] != sum(self.sizes):
-            raise ValueError(f"dimension {self.dim} is {shape[self.dim]}, the parts {self.sizes} need {sum(self.sizes)}")
-        return [(*shape[: self.dim], size, *shape[self.dim + 1 :]) for size in self.sizes]
+        if not -len(shape) <= self.dim < len(shape):
+            raise ValueError(f"there is no dimension {self.dim} to split")
+        at = self.dim % len(shape)
+        if shape[at] != sum(self.sizes):
+            raise ValueError(f"dimension {self.dim} is {shape[at]}, the parts {self.sizes} need {sum(self.sizes)}")
+        return [(*shape[:at], size, *shape[at + 1 :]) for size in self.sizes]
 
 
 @dataclass(frozen=True)

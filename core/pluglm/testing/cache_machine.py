@@ -21,6 +21,7 @@ CAPACITY = 24
 MAX_ROWS = 6
 which = st.integers(0, 2)
 small = st.integers(0, 4)
+paddings = st.lists(st.tuples(small, small), min_size=MAX_ROWS, max_size=MAX_ROWS)
 
 
 def cache_machine(layout: CacheLayout, dtype: str, same: Same, *, bounded: bool) -> type[RuleBasedStateMachine]:
@@ -80,7 +81,7 @@ def cache_machine(layout: CacheLayout, dtype: str, same: Same, *, bounded: bool)
             cache, _ = self.pair(n)
             self.advance(n, cache.next_positions(count), dense=told and cache.dense, commit=commit)
 
-        @rule(n=which, padding=st.lists(st.tuples(small, small), min_size=MAX_ROWS, max_size=MAX_ROWS), commit=st.booleans())
+        @rule(n=which, padding=paddings, commit=st.booleans())
         def append_padded_rows(self, n: int, padding: list[tuple[int, int]], commit: bool) -> None:
             _, model = self.pair(n)
             rows = []

@@ -168,8 +168,8 @@ class ListModel:
             if got:
                 index = torch.tensor(list(got.values()))
                 wanted = [torch.stack([cells[p].values[i][part] for p in got], dim=1) for part in (0, 1)]
-                assert same(k[b][:, index], wanted[0]), f"slot {i}, row {b}: the keys are not those that were appended"
-                assert same(v[b][:, index], wanted[1]), f"slot {i}, row {b}: the values are not those that were appended"
+                assert same(k[b][:, index], wanted[0]), f"slot {i}, row {b}: keys are not those that were appended"
+                assert same(v[b][:, index], wanted[1]), f"slot {i}, row {b}: values are not those that were appended"
 
     def _readable(self, i: int, position: int, last: int) -> bool:
         slot = self.slots[i]

@@ -3,7 +3,8 @@
     class TestGreedy(DecodingContract):
         provider = pluglm_decoding_standard.greedy
 
-Each test asks for what the strategy's `fields` say it honours, and is skipped where they do not. Needs `pluglm[testing]`.
+Each test asks for what the strategy's `fields` say it honours, and is skipped where they do not.
+Needs `pluglm[testing]`.
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ class DecodingContract:
         assert set(output.sequences[0, len(LONG) + 3 :].tolist()) == {PAD}
 
     def test_a_stop_string_over_several_tokens_ends_its_row(self) -> None:
-        script: Script = lambda h: {EOS: -CERTAIN, **{len(h) + 10: CERTAIN}}  # noqa: E731 - o, p, q, r …
+        script: Script = lambda h: {EOS: -CERTAIN, len(h) + 10: CERTAIN}  # noqa: E731 - o, p, q, r …
         output = self.run(ScriptedModel(V, script), max_new_tokens=6, stop_strings=("pqr", "zz"))
         assert text(output.completion(0)) == "opqr"
         assert output.finish_reasons == ("stop",)
@@ -138,14 +139,15 @@ class DecodingContract:
         assert output.finish_reasons == ("length",)
 
     def test_the_callers_criterion_ends_a_row(self) -> None:
-        output = self.run(
-            ScriptedModel(V, never_ends), stopping_criteria=[lambda ids, _: torch.tensor([ids.shape[1] >= len(LONG) + 3])]
-        )
+        def three_new(ids: Tensor, _: Tensor | None) -> Tensor:
+            return torch.tensor([ids.shape[1] >= len(LONG) + 3])
+
+        output = self.run(ScriptedModel(V, never_ends), stopping_criteria=[three_new])
         assert output.num_new_tokens == (3,)
         assert output.finish_reasons == ("stop",)
 
     def test_the_callers_processor_changes_what_is_chosen(self) -> None:
-        def only_twenty(ids: Tensor, scores: Tensor) -> Tensor:
+        def only_twenty(_: Tensor, scores: Tensor) -> Tensor:
             assert scores.dtype == torch.float32
             return torch.full_like(scores, -torch.inf).index_fill_(1, torch.tensor([20]), 0.0)
 
@@ -193,7 +195,7 @@ class DecodingContract:
         assert streamer.ends == 1
 
     def test_a_streamer_is_told_the_end_when_something_fails(self) -> None:
-        def fails(ids: Tensor, scores: Tensor) -> Tensor:
+        def fails(*_: Tensor) -> Tensor:
             raise ZeroDivisionError
 
         streamer = Recorder()
@@ -222,15 +224,20 @@ class DecodingContract:
         streamer = Recorder()
         with pytest.raises(Exception, match=r"NaN|not finite") as caught:
             self.run(ScriptedModel(V, script), [SHORT, LONG], streamer=streamer, max_new_tokens=3)
-        assert caught.value.rows == (1,)
+        assert getattr(caught.value, "rows", None) == (1,)
         assert len(streamer.steps) == 1
 
     def test_nothing_is_inspected_while_tokens_are_made(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def looked_up(tokens: int) -> int:
-            calls = []
+            calls: list[int] = []
+            real = inspect.signature
+
+            def counted(*args: Any, **kwargs: Any) -> inspect.Signature:
+                calls.append(1)
+                return real(*args, **kwargs)
+
             with monkeypatch.context() as patch:
-                real = inspect.signature
-                patch.setattr(inspect, "signature", lambda *a, **k: calls.append(1) or real(*a, **k))
+                patch.setattr(inspect, "signature", counted)
                 self.run(ScriptedModel(V, never_ends), max_new_tokens=tokens)
             return len(calls)
 

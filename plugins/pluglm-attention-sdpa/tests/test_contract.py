@@ -1,6 +1,7 @@
 """The sdpa attention keeps the contract of its kind."""
 
 import pluglm_attention_sdpa
+
 from pluglm.testing.attention import AttentionContract
 
 

@@ -118,7 +118,7 @@ def test_embeds_from_the_embedding_equal_token_ids(toy, ids):
     )
     module = toy.build(toy.program(embedding=scaled))
     found = toy.run(module, ids, output_hidden_states=True)
-    same(toy.run(module, None, embeds=module.embedding()(ids).detach()).logits, found.logits)
+    same(toy.run(module, None, embeds=module.embed(ids).detach()).logits, found.logits)
     p = dict(module.named_parameters())
     x = p["embed.weight"][ids] * 2.5 + p["embed_positions.weight"][2:13]
     same(found.hidden_states[0], F.layer_norm(x, (toy.C,), p["embed_norm.weight"], p["embed_norm.bias"], 1e-5))

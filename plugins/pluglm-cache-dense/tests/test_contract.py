@@ -1,6 +1,7 @@
 """Both layouts under the conformance kit."""
 
 import pluglm_cache_dense
+
 from pluglm.testing.cache import CacheContract, provider_facts
 
 

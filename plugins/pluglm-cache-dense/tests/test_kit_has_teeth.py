@@ -1,13 +1,13 @@
 """The conformance kit fails caches that are wrong in one place each."""
 
+import pluglm_cache_dense
 import pytest
 from hypothesis import Phase
-
-import pluglm_cache_dense
 from pluglm_cache_dense import layout as layout_module
 from pluglm_cache_dense import tokens
 from pluglm_cache_dense.cache import DenseCache
 from pluglm_cache_dense.cells import Cells
+
 from pluglm.testing.cache import CacheContract, provider_facts
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pluglm_decoding_standard
+
 from pluglm.testing.decoding import DecodingContract
 
 

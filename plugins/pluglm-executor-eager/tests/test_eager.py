@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from pluglm_executor_eager import pluglm_build_executor
+
 from pluglm import UnsupportedRequestError
 from pluglm.contracts import ExecutorRequest, ForwardInput, ForwardOutput
-from pluglm_executor_eager import pluglm_build_executor
 
 
 class Doubling(torch.nn.Module):

@@ -33,7 +33,7 @@ class EagerAttention:
     """Attention as it is written down. Scores and softmax in float32; in float64 for float64 inputs."""
 
     name = "eager"
-    views = VIEWS
+    views: tuple[str, ...] = VIEWS
 
     def __init__(self, request: AttentionRequest) -> None:
         reasons = _request_refusals(request)

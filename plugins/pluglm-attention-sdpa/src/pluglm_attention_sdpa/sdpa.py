@@ -50,7 +50,7 @@ class SdpaAttention:
     """One call of scaled_dot_product_attention a layer."""
 
     name = "sdpa"
-    views = VIEWS
+    views: tuple[str, ...] = VIEWS
 
     def __init__(self, request: AttentionRequest) -> None:
         self._cpu = request.device.partition(":")[0] == "cpu"

@@ -21,6 +21,8 @@ class Decoder(nn.Module):
 
     Parameters: embed.weight [V, C], embed_positions.weight [P, C], embed_norm.…; layers.<i>.…; norm.…;
     head.weight [V, C] unless tied, head.bias [V].
+
+    `embeds=embed(ids)` gives what `token_ids=ids` gives: scale, positions and norm come after either.
     """
 
     def __init__(self, context: BuildContext) -> None:
@@ -65,11 +67,6 @@ class Decoder(nn.Module):
             logits = self._logits(self._final(_kept(x, inputs.logits_to_keep)))
         state.cache.commit(state.step)
         return ForwardOutput(logits, tuple(hidden_states) if inputs.output_hidden_states else None)
-
-    def embedding(self) -> nn.Module:
-        """The token table [V, C]: `embeds=embedding()(ids)` gives what `token_ids=ids` gives (scale, positions and norm
-        come after either)."""
-        return self.embed
 
     def _embed(self, inputs: ForwardInput, real: Tensor) -> Tensor:
         x: Tensor = self.embed(inputs.token_ids) if inputs.embeds is None else inputs.embeds  # [B, T, C]

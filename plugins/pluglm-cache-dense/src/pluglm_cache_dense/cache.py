@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from pluglm.contracts import KeyInfo, KVView, SharedSlot, Slot, Step
-from pluglm.errors import CacheError, ContextLengthError, InputError
+from pluglm.errors import InputError
+from pluglm_cache_dense import refusals
 from pluglm_cache_dense.cells import Cells
 from pluglm_cache_dense.saving import read_saved, write_saved
 from pluglm_cache_dense.states import CrossStore, StateStore, clone
@@ -108,7 +109,7 @@ class DenseCache:
         """Write this pass's keys and values; the views are slices of the storage."""
         current = self._step
         if current is None or step is not current:
-            raise self._stale("append")
+            raise refusals.stale(self.layout, "append")
         view: KVView = self._stores[slot].write(k, v, current.start, current.count)
         return view
 
@@ -118,7 +119,7 @@ class DenseCache:
         A `SharedSlot` gives its source's, so in a pass the source must have been appended to.
         """
         if step is not None and step is not self._step:
-            raise self._stale("read")
+            raise refusals.stale(self.layout, "read")
         kept = self.slots[slot]
         store = self._stores[kept.source if isinstance(kept, SharedSlot) else slot]
         view: KVView = store.read(self.length + (0 if step is None else step.count))
@@ -128,21 +129,21 @@ class DenseCache:
         """The encoder's keys of a cross slot, or None before `set_cross`."""
         store = self._stores[slot]
         if not isinstance(store, CrossStore):
-            raise self._wrong_slot(slot, "cross")
+            raise refusals.wrong_slot(slot, self.slots[slot].kind, "cross")
         return store.get()
 
     def set_cross(self, slot: int, k: Tensor, v: Tensor, positions: Tensor) -> None:
         """Write a cross slot, once; in a pass it counts when the pass commits."""
         store = self._stores[slot]
         if not isinstance(store, CrossStore):
-            raise self._wrong_slot(slot, "cross")
+            raise refusals.wrong_slot(slot, self.slots[slot].kind, "cross")
         store.set(k, v, positions, rows=self.batch_size, in_pass=self._step is not None)
 
     def state(self, slot: int) -> dict[str, Tensor]:
         """In a pass: the tensors to update in place. Outside: copies to look at."""
         store = self._stores[slot]
         if not isinstance(store, StateStore):
-            raise self._wrong_slot(slot, "state")
+            raise refusals.wrong_slot(slot, self.slots[slot].kind, "state")
         if self._step is None:
             return {name: clone(tensor) for name, tensor in store.states.items()}
         return store.opened()
@@ -151,7 +152,7 @@ class DenseCache:
         """Make the pass count."""
         current = self._step
         if current is None or step is not current:
-            raise self._stale("commit")
+            raise refusals.stale(self.layout, "commit")
         self._step = None
         end = current.start + current.count
         self.cells.commit(end, dense=current.dense, prefix=current.prefix, segmented=current.segmented)
@@ -247,7 +248,7 @@ class DenseCache:
         """Replace the content by a saved one, of any layout that saves plain cells. Checked before anything changes."""
         saved = read_saved(Path(path), self.slots, self._stores, fingerprint, layout=self.layout)
         if self.capacity is not None and saved.length > self.capacity:
-            raise self._full(saved.length, held=0)
+            raise refusals.full(self.capacity, saved.length, held=0)
         self.reset()
         if saved.rows != self.batch_size:
             self.select(torch.zeros(saved.rows, dtype=torch.int64))
@@ -288,7 +289,7 @@ class DenseCache:
     def _reserve(self, needed: int) -> None:
         """Half as much again as is needed, but no more than the caller said it would need at most."""
         if self.capacity is not None:
-            raise self._full(needed, held=self.length)
+            raise refusals.full(self.capacity, needed, held=self.length)
         room = max(_FIRST_ROOM, needed + needed // 2)
         if self._hint is not None and needed <= self._hint:
             room = min(room, self._hint)
@@ -302,33 +303,6 @@ class DenseCache:
             for fixed in self._fixed:
                 fixed.discard()
 
-    def _full(self, needed: int, *, held: int) -> ContextLengthError:
-        return ContextLengthError(
-            f"The cache has room for {self.capacity} cells, and {needed} are needed.",
-            why=f"{held} are taken and {needed - held} are to be added; nothing was written.",
-            fix=f'Make the cache with capacity={needed} or more, send fewer tokens, or choose cache="dynamic".',
-            tokens=needed,
-            limit=self.capacity,
-        )
-
-    def _stale(self, operation: str) -> CacheError:
-        return CacheError(
-            f"{operation} was called with a step that is not under way.",
-            why="it was committed, or a later `begin` or an operation on the cache discarded it.",
-            fix="Call `begin`, every `append` and `commit` of a pass before anything else.",
-            layout=self.layout,
-            operation=operation,
-        )
-
-    def _wrong_slot(self, slot: int, kind: str) -> InputError:
-        return InputError(f"Slot {slot} is a {self.slots[slot].kind} slot, not a {kind} slot.", argument="slot")
-
     def _require(self, operation: str) -> None:
         if operation not in self.operations:
-            raise CacheError(
-                f"A {self.layout} cache of this model cannot {operation}.",
-                why="the model has recurrent states, and what a state has taken in cannot be taken out of it.",
-                fix="Fork the cache before such tokens, or choose a strategy that takes none back.",
-                layout=self.layout,
-                operation=operation,
-            )
+            raise refusals.recurrent(self.layout, operation)

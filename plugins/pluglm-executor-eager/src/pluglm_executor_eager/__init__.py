@@ -18,7 +18,9 @@ def pluglm_build_executor(request: ExecutorRequest) -> Executor:
         asked += [f"option {name!r}" for name, _ in request.options]
         raise UnsupportedRequestError(
             f"the eager executor knows no {' and no '.join(asked)}.",
-            why="it calls the module as it is.", fix='Write executor="eager".', reasons=tuple(asked),
+            why="it calls the module as it is.",
+            fix='Write executor="eager".',
+            reasons=tuple(asked),
         )
     from pluglm_executor_eager.eager import EagerExecutor
 

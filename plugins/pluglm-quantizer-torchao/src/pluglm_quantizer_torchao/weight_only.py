@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
 from pluglm import CheckpointError, ConfigError, UnsupportedRequestError
 from pluglm.contracts import QuantizerRequest
-from torch import Tensor, nn
 
 #: What `torchao` and `torchao:int8` mean.
 VARIANTS = ("int8",)
@@ -115,7 +116,8 @@ def check(request: QuantizerRequest) -> None:
         raise ConfigError(
             f"this checkpoint is packed by torchao as {config.get('quant_type')!r}.",
             why="this package reads int8_weight_only in the layout that `lm.save` writes.",
-            fix="Load the plain weights and pack them with quantizer='torchao:int8'.", key="quantization_config",
+            fix="Load the plain weights and pack them with quantizer='torchao:int8'.",
+            key="quantization_config",
         )
 
 
