@@ -155,7 +155,9 @@ class CausalLM(nn.Module):
         self._check_input(tokens, input_ids is not None)
         B, T = tokens.shape[:2]
         if T == 0 or B == 0:
-            raise InputError(f"the input has shape {tuple(tokens.shape)}: there is no token to run.", argument="input_ids")
+            raise InputError(
+                f"the input has shape {tuple(tokens.shape)}: there is no token to run.", argument="input_ids"
+            )
         cache = past_key_values
         if cache is None and use_cache:
             cache = self.new_cache(batch_size=B, capacity=self.description.max_seq_len)
@@ -163,12 +165,14 @@ class CausalLM(nn.Module):
         if cache is not None and cache.batch_size != B:
             raise InputError(
                 f"the cache holds {cache.batch_size} rows, the input has {B}.",
-                fix="Make the cache for this batch, or use its `select` or `repeat`.", argument="past_key_values",
+                fix="Make the cache for this batch, or use its `select` or `repeat`.",
+                argument="past_key_values",
             )
         if cache_position is not None and cache_position.tolist() != list(range(past, past + T)):
             raise InputError(
                 f"cache_position must be the next cells, {past} to {past + T - 1}.",
-                why="a cache appends; it cannot write elsewhere.", fix="Leave cache_position out, or crop the cache first.",
+                why="a cache appends; it cannot write elsewhere.",
+                fix="Leave cache_position out, or crop the cache first.",
                 argument="cache_position",
             )
         self._check_length(past + T)
@@ -188,7 +192,8 @@ class CausalLM(nn.Module):
         if are_ids and (tokens.ndim != 2 or tokens.is_floating_point()):
             raise InputError(
                 f"input_ids has shape {tuple(tokens.shape)} and dtype {tokens.dtype}; it must be integers [B, T].",
-                fix="Pass one prompt as input_ids[None], embeddings as inputs_embeds.", argument="input_ids",
+                fix="Pass one prompt as input_ids[None], embeddings as inputs_embeds.",
+                argument="input_ids",
             )
         if not are_ids and (tokens.ndim != 3 or tokens.shape[2] != C):
             raise InputError(
@@ -201,11 +206,19 @@ class CausalLM(nn.Module):
             raise ContextLengthError(
                 f"{tokens} tokens are more than this model's context of {limit}.",
                 why="positions past it were never trained and cannot be told apart reliably.",
-                fix=f"Shorten the input to {limit} tokens, new ones included.", tokens=tokens, limit=limit,
+                fix=f"Shorten the input to {limit} tokens, new ones included.",
+                tokens=tokens,
+                limit=limit,
             )
 
     def _positions(
-        self, mask: Tensor | None, position_ids: Tensor | None, cache: Cache | None, B: int, T: int, device: torch.device
+        self,
+        mask: Tensor | None,
+        position_ids: Tensor | None,
+        cache: Cache | None,
+        B: int,
+        T: int,
+        device: torch.device,
     ) -> tuple[Tensor, bool]:
         """Absolute positions [B, T], or [1, T] where all rows agree, and whether they are known to be dense."""
         past = cache.length if cache is not None else 0
@@ -213,8 +226,8 @@ class CausalLM(nn.Module):
             if mask.ndim != 2 or mask.shape[0] != B or mask.shape[1] != past + T:
                 raise InputError(
                     f"attention_mask has shape {tuple(mask.shape)}; it must be [{B}, {past + T}].",
-                    why=f"the cache holds {past} cells and this call brings {T}; a mask of another width means that tokens "
-                    "are fed twice or lost.",
+                    why=f"the cache holds {past} cells and this call brings {T}; a mask of another width means that "
+                    "tokens are fed twice or lost.",
                     fix="Feed only tokens that the cache does not hold yet, with a mask over all of them.",
                     argument="attention_mask",
                 )
@@ -256,7 +269,7 @@ def _check_past(real: Tensor, cache: Cache) -> None:
     if bool((said != held).any()):
         row = int((said != held).nonzero()[0])
         raise InputError(
-            f"attention_mask marks {int(said[row])} tokens of the past of row {row}, whose next position is {int(held[row])}.",
+            f"attention_mask marks {int(said[row])} tokens of row {row}'s past, whose next position is {int(held[row])}.",
             why="a cache knows which of its cells are padding; a later mask cannot hide or uncover any.",
             fix="Repeat the mask under which these cells were fed, with new columns at its end, or leave it out; after "
             "position_ids of your own, go on passing them.",

@@ -7,9 +7,11 @@ replaced one by one, so that never more than one of them is held in full precisi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import chain
 from typing import Any
 
 import torch
@@ -31,21 +33,22 @@ class Assignment:
     sources: tuple[str, ...]
 
 
-def assign(weights: WeightMap, checkpoint: Checkpoint, wanted: set[str], *, packed: set[str]) -> list[Assignment]:
+def assign(
+    weights: WeightMap, checkpoint: Checkpoint, wanted: set[str], *, packed: Mapping[str, Collection[str]]
+) -> list[Assignment]:
     """Match rules and tensors, each way.
 
     Args:
-        wanted: names of the module's parameters. packed: module names whose `.weight` comes packed (not by the rules).
+        wanted: names of the module's parameters. packed: modules that come packed (not by the rules), each with the
+            names of its tensors in the checkpoint.
     Raises: CheckpointError naming missing, surplus or unexplained tensors.
     """
     names = dict(checkpoint.tensors)
     prefix = _prefix(weights, names)
     found: list[Assignment] = []
     missing: list[str] = []
-    used: set[str] = set()
-    for rule in weights.rules:
-        if all(_module_of(target) in packed for target in rule.targets):
-            continue
+    used = set(chain.from_iterable(packed.values()))
+    for rule in _plain_rules(weights, packed):
         sources = tuple(_strip(name, weights.prefixes[0], prefix) for name in rule.sources)
         present = [name in names for name in sources]
         if all(present):
@@ -63,19 +66,26 @@ def assign(weights: WeightMap, checkpoint: Checkpoint, wanted: set[str], *, pack
             "missing weights are never filled in.",
             path=str(checkpoint.path), tensor=missing[0], missing=tuple(missing),
         )  # fmt: skip
-    explained = [p for p in weights.ignored] + [f"{prefix}{p}" for p in weights.ignored]
-    surplus = [
-        name for name in names
-        if name not in used and not any(fnmatchcase(name, p) for p in explained) and _packed_owner(name, packed, weights) is None
-    ]  # fmt: skip
+    explained = list(weights.ignored) + [f"{prefix}{p}" for p in weights.ignored]
+    surplus = [name for name in names if name not in used and not any(fnmatchcase(name, p) for p in explained)]
     if surplus:
         raise CheckpointError(
             f"{checkpoint.path} holds {len(surplus)} tensors that this model has no place for: {_some(surplus)}.",
             why="a weight that is left out changes every result.",
             fix="Check model_type and the sizes in config.json, or use the plugin that the model's authors name.",
-            path=str(checkpoint.path), tensor=surplus[0], surplus=tuple(surplus),
+            path=str(checkpoint.path),
+            tensor=surplus[0],
+            surplus=tuple(surplus),
         )
     given = {target for a in found if a.sources for target in a.rule.targets}
+    tied = {target for a in found if a.rule.tied_to is not None for target in a.rule.targets}
+    if nowhere := sorted(given - wanted - tied):
+        raise CheckpointError(
+            f"this architecture's weight map fills {len(nowhere)} parameters that its module lacks: {_some(nowhere)}.",
+            why="these tensors would be left out in silence.",
+            fix="Report this to the authors of the architecture plugin, with the config.json.",
+            path=str(checkpoint.path), tensor=nowhere[0],
+        )  # fmt: skip
     given |= {name for name in wanted if _module_of(name) in packed}
     # An optional rule whose target is no parameter (a tied head) needs nothing.
     unfilled = sorted(wanted - given)
@@ -84,7 +94,8 @@ def assign(weights: WeightMap, checkpoint: Checkpoint, wanted: set[str], *, pack
             f"the weight map of this architecture leaves {len(unfilled)} parameters empty: {_some(unfilled)}.",
             why="no rule has them as a target, or the file lacks an optional tensor that this config needs.",
             fix="Report this to the authors of the architecture plugin, with the config.json.",
-            path=str(checkpoint.path), tensor=unfilled[0],
+            path=str(checkpoint.path),
+            tensor=unfilled[0],
         )
     return found
 
@@ -103,42 +114,62 @@ def load_weights(
     Raises: CheckpointError before any tensor is read, if names, shapes or dtypes do not fit.
     """
     replace = quantized_layers(module, quantizer, skip) if quantizer is not None else {}
-    packed_names = set(replace) if packed else set()
-    parameters = dict(module.named_parameters())
-    assignments = assign(weights, checkpoint, set(parameters), packed=packed_names)
+    stored: dict[str, dict[str, str]] = {}
+    if packed and quantizer is not None:
+        replace, stored = {}, _packed_layers(replace, quantizer, weights, checkpoint)
+    shared = _parameter_names(module, weights)
+    parameters = {name: module.get_parameter(name) for name in shared}
+    assignments = assign(weights, checkpoint, set(parameters), packed={n: s.values() for n, s in stored.items()})
     for a in assignments:
         if a.sources:
             _check_shapes(a, checkpoint, parameters)
-    if packed and quantizer is not None:
-        for name in packed_names:
-            module.set_submodule(name, quantizer.unpack(name, _packed_tensors(name, quantizer, weights, checkpoint)).to(device))
+    if quantizer is not None:
+        for name, tensors in stored.items():
+            part = quantizer.unpack(name, {short: checkpoint.tensor(full) for short, full in tensors.items()})
+            module.set_submodule(name, part.to(device))
     held: dict[str, dict[str, Tensor]] = {}
-    assignments.sort(key=lambda a: a.rule.tied_to is not None)  # what is compared comes after what it is compared with
-    for a in track(assignments) if track is not None else assignments:
-        if not a.sources:
-            continue
-        tensors = _read(a, checkpoint)
-        for target, tensor in zip(a.rule.targets, tensors, strict=True):
-            if target not in parameters:
-                _check_tied(a.rule, target, tensor, module, checkpoint)
-                continue
-            tensor = tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
-            layer = _module_of(target)
-            if layer in replace and not packed and quantizer is not None:
-                held.setdefault(layer, {})[target.rpartition(".")[2]] = tensor
-                if len(held[layer]) == 1 + (replace[layer].bias is not None):
-                    parts = held.pop(layer)
-                    module.set_submodule(layer, quantizer.quantize(layer, parts["weight"], parts.get("bias")))
+
+    def put(target: str, tensor: Tensor) -> None:
+        layer, _, leaf = target.rpartition(".")
+        if layer not in replace or quantizer is None:
+            value = nn.Parameter(tensor, requires_grad=False)
+            for name in shared[target]:
+                set_parameter(module, name, value)
+            return
+        parts = held.setdefault(layer, {})
+        parts[leaf] = tensor
+        if len(parts) == 1 + (getattr(replace[layer], "bias", None) is not None):
+            del held[layer]
+            module.set_submodule(layer, quantizer.quantize(layer, parts["weight"], parts.get("bias")))
+
+    def fill(a: Assignment) -> None:  # a function, so that nothing of one layer is alive when the next is read
+        for target, tensor in zip(a.rule.targets, _read(a, checkpoint), strict=True):
+            if target in parameters:
+                put(target, tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None))
             else:
-                set_parameter(module, target, tensor)
+                _check_tied(a.rule, tensor, module, checkpoint)
+
+    def turn(a: Assignment) -> int:
+        if a.rule.tied_to is not None:
+            return 2  # what is compared comes after what it is compared with
+        # Biases first: they are small and wait for their weight, never the other way round.
+        return 0 if all(_module_of(t) in replace and t.endswith(".bias") for t in a.rule.targets) else 1
+
+    assignments.sort(key=turn)
+    for a in track(assignments) if track is not None else assignments:
+        if a.sources:
+            fill(a)
+    _check_filled(module, checkpoint)
 
 
 def quantized_layers(module: nn.Module, quantizer: Quantizer, skip: tuple[str, ...]) -> dict[str, nn.Linear]:
-    """The linear layers that this quantizer replaces, by name."""
+    """The linear layers that this quantizer replaces, by name. One that shares its weight with others is not."""
+    uses = Counter(id(parameter) for _, parameter in module.named_parameters(remove_duplicate=False))
     return {
         name: layer
         for name, layer in module.named_modules()
         if isinstance(layer, nn.Linear)
+        and uses[id(layer.weight)] == 1
         and not any(fnmatchcase(name, pattern) for pattern in skip)
         and quantizer.refusal(name, layer.in_features, layer.out_features) is None
     }
@@ -146,37 +177,43 @@ def quantized_layers(module: nn.Module, quantizer: Quantizer, skip: tuple[str, .
 
 def quantize_module(module: nn.Module, quantizer: Quantizer, skip: tuple[str, ...] = ()) -> int:
     """Replace the linear layers of a loaded module, one at a time. Returns how many."""
-    layers = quantized_layers(module, quantizer, skip)
-    for name, layer in layers.items():
-        bias: Tensor | None = getattr(layer, "bias", None)  # torch types it as always there
-        module.set_submodule(name, quantizer.quantize(name, layer.weight.detach(), None if bias is None else bias.detach()))
-    return len(layers)
+    names = list(quantized_layers(module, quantizer, skip))  # names alone: each layer goes when its successor is there
+    for name in names:
+        layer = module.get_submodule(name)
+        weight, bias = layer.get_parameter("weight").detach(), getattr(layer, "bias", None)
+        module.set_submodule(name, quantizer.quantize(name, weight, None if bias is None else bias.detach()))
+        del layer, weight, bias
+    return len(names)
 
 
 def export_weights(
     module: nn.Module, weights: WeightMap, quantizer: Quantizer | None = None
 ) -> Iterator[tuple[str, Tensor]]:
     """The module's tensors under their checkpoint names, one rule at a time: the inverse of `load_weights`."""
-    parameters = dict(module.named_parameters())
+    parameters = {name: module.get_parameter(name) for name in _parameter_names(module, weights)}
     modules = dict(module.named_modules())
+    places = _packed_places(weights)
     for rule in weights.rules:
         present = [target in parameters for target in rule.targets]
         if all(present):
             tensors: Any = [parameters[target].detach() for target in rule.targets]
             tensors = rule.transform.invert(tensors) if rule.transform is not None else tensors
             yield from zip(rule.sources, tensors, strict=True)
-        elif quantizer is not None and rule.targets[0].endswith(".weight"):
+        elif quantizer is not None and rule.tied_to is None:
             for target in rule.targets:
                 layer = modules.get(_module_of(target))
-                if layer is not None and target not in parameters:
-                    for short, tensor in quantizer.pack(layer).items():
-                        yield f"{_packed_prefix(target, weights)}.{short}", tensor
+                if target in parameters:  # the rest of a fused tensor of which a part is packed: see _plain_rules
+                    yield target, parameters[target].detach()
+                elif target.endswith(".weight") and layer is not None and _is_packed(layer):
+                    place = places.get(target, _module_of(target))
+                    yield from ((f"{place}.{short}", tensor) for short, tensor in quantizer.pack(layer).items())
 
 
 def set_parameter(module: nn.Module, name: str, tensor: Tensor) -> None:
-    """Put a tensor where the meta parameter `name` is, keeping the tensor's storage."""
+    """Put a tensor where the meta parameter `name` is, keeping the tensor's storage; a Parameter is put in itself."""
     owner, _, leaf = name.rpartition(".")
-    module.get_submodule(owner)._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+    value = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=False)
+    module.get_submodule(owner)._parameters[leaf] = value
 
 
 def _read(a: Assignment, checkpoint: Checkpoint) -> Any:
@@ -195,11 +232,13 @@ def _check_shapes(a: Assignment, checkpoint: Checkpoint, parameters: Mapping[str
     for target, shape in zip(a.rule.targets, results, strict=True):
         if target in parameters and tuple(parameters[target].shape) != tuple(shape):
             raise _mismatch(
-                checkpoint, name,
+                checkpoint,
+                name,
                 f"it has shape {list(shape)}, config.json makes {target} {list(parameters[target].shape)}",
             )
-        if target in parameters and parameters[target].is_floating_point() and not infos[0].dtype.startswith(("F", "BF")):
-            raise _mismatch(checkpoint, name, f"it is stored as {infos[0].dtype}, a weight must be floating point")
+        wrong = [info.dtype for info in infos if not info.dtype.startswith(("F", "BF"))]
+        if target in parameters and parameters[target].is_floating_point() and wrong:
+            raise _mismatch(checkpoint, name, f"it is stored as {wrong[0]}, a weight must be floating point")
 
 
 def _mismatch(checkpoint: Checkpoint, name: str, why: str) -> CheckpointError:
@@ -211,17 +250,17 @@ def _mismatch(checkpoint: Checkpoint, name: str, why: str) -> CheckpointError:
     )  # fmt: skip
 
 
-def _check_tied(rule: WeightRule, target: str, tensor: Tensor, module: nn.Module, checkpoint: Checkpoint) -> None:
+def _check_tied(rule: WeightRule, tensor: Tensor, module: nn.Module, checkpoint: Checkpoint) -> None:
     """A tensor that the model ties to another one must equal it, or the file means another model."""
-    if rule.tied_to is None:
-        return
+    assert rule.tied_to is not None, "assign refuses any other target that is no parameter"
     other = module.get_parameter(rule.tied_to)
     if other.is_meta or not torch.equal(tensor.to(other.dtype), other.cpu()):
         raise CheckpointError(
             f"{checkpoint.path} holds {rule.sources[0]!r}, which differs from {rule.tied_to!r}.",
             why="config.json says that the two are one (tie_word_embeddings), so one of them would be lost.",
             fix="Set tie_word_embeddings to false in config.json if the file is right.",
-            path=str(checkpoint.path), tensor=rule.sources[0],
+            path=str(checkpoint.path),
+            tensor=rule.sources[0],
         )
 
 
@@ -243,33 +282,83 @@ def _strip(name: str, written: str, spelled: str) -> str:
     return spelled + name[len(written) :] if name.startswith(written) else name
 
 
-def _packed_prefix(target: str, weights: WeightMap) -> str:
-    """Where a packed layer's tensors live in the checkpoint: beside the weight they replace, or under its own name."""
-    for rule in weights.rules:
-        if rule.targets == (target,) and rule.transform is None:
-            return _module_of(rule.sources[0])
-    return _module_of(target)
+def _parameter_names(module: nn.Module, weights: WeightMap) -> dict[str, list[str]]:
+    """All names of each parameter, under the one that a rule fills (modules may share parameters)."""
+    filled = {target for rule in weights.rules if rule.tied_to is None for target in rule.targets}
+    groups: dict[int, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        groups.setdefault(id(parameter), []).append(name)
+    return {min(group, key=lambda name: name not in filled): group for group in groups.values()}
 
 
-def _packed_tensors(name: str, quantizer: Quantizer, weights: WeightMap, checkpoint: Checkpoint) -> dict[str, Tensor]:
-    prefix = _packed_prefix(f"{name}.weight", weights)
-    wanted = {short: f"{prefix}.{short}" for short in quantizer.tensor_names(name)}
-    missing = [full for full in wanted.values() if full not in checkpoint.tensors]
-    if missing:
+def _check_filled(module: nn.Module, checkpoint: Checkpoint) -> None:
+    left = [name for name, t in chain(module.named_parameters(), module.named_buffers()) if t.is_meta]
+    if left:
         raise CheckpointError(
-            f"{checkpoint.path} lacks packed tensors of {name}: {_some(missing)}.",
-            why=f"its quantization_config says that {quantizer.name} packed this layer.",
-            fix="Save the model again, or load the unpacked weights and quantize them.",
-            path=str(checkpoint.path), tensor=missing[0],
-        )
-    return {short: checkpoint.tensor(full) for short, full in wanted.items()}
+            f"{len(left)} tensors of the model have no values after loading: {_some(left)}.",
+            why="modules are built without storage; a buffer must be computed when it is first used, or be mapped.",
+            fix="Report this to the authors of the architecture or quantizer plugin.",
+            path=str(checkpoint.path), tensor=left[0],
+        )  # fmt: skip
 
 
-def _packed_owner(name: str, packed: set[str], weights: WeightMap) -> str | None:
-    for layer in packed:
-        if name.startswith(_packed_prefix(f"{layer}.weight", weights) + "."):
-            return layer
-    return None
+def _plain_rules(weights: WeightMap, packed: Collection[str]) -> Iterator[WeightRule]:
+    """The rules of what is not packed. Where a fused tensor is packed in part, the rest bears its module's names."""
+    for rule in weights.rules:
+        rest = [target for target in rule.targets if _module_of(target) not in packed]
+        if len(rest) == len(rule.targets):
+            yield rule
+        else:
+            yield from (WeightRule((target,), (target,)) for target in rest)
+
+
+def _packed_places(weights: WeightMap) -> dict[str, str]:
+    """Weight -> where its layer's packed tensors live: beside the tensor they replace. Not here: under its own name."""
+    simple = (rule for rule in weights.rules if len(rule.targets) == len(rule.sources) == 1 and rule.transform is None)
+    return {rule.targets[0]: _module_of(rule.sources[0]) for rule in simple}
+
+
+def _is_packed(layer: nn.Module) -> bool:
+    """Is this module a quantizer's? It then holds tensors, but no weight or bias of its own (`Quantizer.quantize`)."""
+    own = {name for name, _ in layer.named_parameters(recurse=False)}
+    return not own & {"weight", "bias"} and any(True for _ in chain(layer.parameters(), layer.buffers()))
+
+
+def _packed_layers(
+    layers: Collection[str], quantizer: Quantizer, weights: WeightMap, checkpoint: Checkpoint
+) -> dict[str, dict[str, str]]:
+    """The layers that the checkpoint holds packed, each with short -> whole names of its tensors.
+
+    A layer stays plain if the file has its plain weight and no packed tensor of it: it was skipped in packing.
+    Raises: CheckpointError if packed tensors are missing.
+    """
+    names = checkpoint.tensors
+    written, prefix = weights.prefixes[0], _prefix(weights, names)
+    plain = {target: rule.sources for rule in weights.rules for target in rule.targets}
+    places = _packed_places(weights)
+    found = {}
+    for layer in layers:
+        place = places.get(f"{layer}.weight", layer)
+        tensors = {
+            short: _strip(f"{place}.{short}", written, prefix) if f"{layer}.weight" in places else f"{place}.{short}"
+            for short in quantizer.tensor_names(layer)
+        }
+        both = {f"{layer}.weight", f"{layer}.bias"}
+        weight = {_strip(source, written, prefix) for source in plain.get(f"{layer}.weight", ())}
+        bias = {_strip(source, written, prefix) for source in plain.get(f"{layer}.bias", ())}
+        is_plain = (bool(weight) and weight <= names.keys()) or f"{layer}.weight" in names
+        if is_plain and not any(full in names for full in set(tensors.values()) - weight - bias - both):
+            continue
+        missing = [full for full in tensors.values() if full not in names]
+        if missing:
+            raise CheckpointError(
+                f"{checkpoint.path} lacks packed tensors of {layer}: {_some(missing)}.",
+                why=f"its quantization_config says that {quantizer.name} packed this layer.",
+                fix="Save the model again, or load the unpacked weights and quantize them.",
+                path=str(checkpoint.path), tensor=missing[0],
+            )  # fmt: skip
+        found[layer] = tensors
+    return found
 
 
 def _some(names: list[str]) -> str:

@@ -40,9 +40,9 @@ def loaded(folder: Callable[[str], Path]) -> Callable[..., Any]:
 
 
 @pytest.fixture(autouse=True)
-def two_threads() -> Iterator[None]:
-    """Tiny tensors: more threads only wait for each other."""
+def one_thread() -> Iterator[None]:
+    """Tiny tensors: threads would only wait for each other."""
     before = torch.get_num_threads()
-    torch.set_num_threads(min(before, 2))
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)

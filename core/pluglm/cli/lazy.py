@@ -45,11 +45,12 @@ class LazyGroup(click.Group):
             raise click.UsageError(f"No such command {args[0]!r}.{hint}", ctx)
         return super().resolve_command(ctx, args)
 
+    def one_line(self, name: str) -> str:
+        """One line for --help."""
+        return self.lazy[name][1] if name in self.lazy else self.commands[name].get_short_help_str(80)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the table of commands for --help."""
-        rows = [
-            (name, self.lazy[name][1] if name in self.lazy else self.commands[name].get_short_help_str(80))
-            for name in self.list_commands(ctx)
-        ]
+        rows = [(name, self.one_line(name)) for name in self.list_commands(ctx)]
         with formatter.section("Commands"):
             formatter.write_dl(rows)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import click
 
-from pluglm.cli.lazy import LazyGroup
+from pluglm.cli.root import RootGroup
 from pluglm.errors import PluglmError
 
 COMMANDS = {
@@ -27,7 +27,7 @@ def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 
 
 @click.group(
-    cls=LazyGroup,
+    cls=RootGroup,
     lazy=COMMANDS,
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},

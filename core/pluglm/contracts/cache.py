@@ -266,16 +266,28 @@ class Cache(Protocol):
         """
         ...
 
+    def read(self, slot: int, step: Step | None = None) -> KVView:
+        """All keys and values of a slot without appending: what a shared slot's layer attends to, and conversions.
+
+        Args:
+            step: a pass in progress, whose cells are included. None: the committed cells.
+        """
+        ...
+
     def cross(self, slot: int) -> tuple[KVView, KeyInfo] | None:
         """The encoder's keys of a cross slot, or None before `set_cross`."""
         ...
 
     def set_cross(self, slot: int, k: Tensor, v: Tensor, positions: Tensor) -> None:
-        """Write a cross slot, once. positions: [B, S] int64; negative: padding of the encoder's input."""
+        """Write a cross slot, once. Called during a pass it counts when that pass commits.
+
+        Args:
+            positions: [B, S] int64; negative: padding of the encoder's input.
+        """
         ...
 
     def state(self, slot: int) -> dict[str, Tensor]:
-        """The state tensors [B, …] of a state slot, to be updated in place. They count once the pass commits."""
+        """The state tensors [B, …] of a state slot, to be updated in place during a pass; they count once it commits."""
         ...
 
     def commit(self, step: Step) -> None:

@@ -123,7 +123,7 @@ class AttentionContract:
         )
         self.check(case.run(self.build(spec, dtype=dtype)), case, dtype)
 
-    # No shrinking: a case has at most 6 x 11 positions and is read as it is; shrinking takes minutes on a small machine.
+    # No shrinking: a case has at most 6 × 11 positions and is read as it is; shrinking takes minutes on two cores.
     @settings(
         max_examples=100, phases=[Phase.generate], deadline=None, derandomize=True, database=None,
         suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow],

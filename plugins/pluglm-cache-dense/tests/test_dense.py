@@ -271,16 +271,36 @@ def test_a_save_that_fails_midway_leaves_the_old_file_and_no_other(tmp_path, mon
     cache.save(tmp_path / "c", fingerprint="m")
     before = (tmp_path / "c").read_bytes()
 
-    def full(tensors, path, metadata):
-        with open(path, "wb") as file:
-            file.write(b"half")
+    def full(file, tensors, metadata):
+        file.write(b"half")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("safetensors.torch.save_file", full)
+    monkeypatch.setattr("pluglm_cache_dense.saving._write", full)
     with pytest.raises(SaveError, match="no space left"):
         cache.save(tmp_path / "c", fingerprint="m")
     assert (tmp_path / "c").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["c"]
+
+
+@pytest.mark.parametrize("dtype", ("float64", "float32", "float16", "bfloat16"))
+def test_a_saved_file_is_read_by_safetensors_and_by_us_in_every_dtype(dtype, tmp_path):
+    from safetensors.torch import load_file
+
+    cache = layout(dtype=dtype).new(batch_size=2)
+    cache.save(tmp_path / "empty", fingerprint="m")
+    step = cache.begin(torch.tensor([[0, 1, 2], [-1, 0, 1]]))
+    k, v = torch.randn(2, 3, 3, 8).to(cache.read(0).k.dtype), torch.randn(2, 3, 3, 6).to(cache.read(0).k.dtype)
+    cache.append(0, k, v, step)
+    cache.commit(step)
+    cache.save(tmp_path / "c", fingerprint="m")
+    found = load_file(tmp_path / "c")
+    assert torch.equal(found["slots.0.k"], k)
+    assert torch.equal(found["slots.0.v"], v)
+    assert found["positions"].tolist() == [[0, 1, 2], [-1, 0, 1]]
+    cache.load(tmp_path / "empty", fingerprint="m")
+    assert (cache.length, cache.dense) == (0, True)
+    cache.load(tmp_path / "c", fingerprint="m")
+    assert torch.equal(cache.read(0).v, v)
 
 
 def test_pairs_of_keys_and_values_become_a_cache_and_come_back():

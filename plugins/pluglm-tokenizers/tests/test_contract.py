@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pluglm_tokenizers
 import pytest
-from pluglm.testing.tokenizer import TokenizerContract
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from pluglm.testing.tokenizer import TokenizerContract
 
 BASE = {"bos_token": "<|bos|>", "eos_token": "<|eos|>"}
 CHATML = (

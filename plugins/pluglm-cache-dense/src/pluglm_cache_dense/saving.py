@@ -6,13 +6,16 @@ can read it, whatever its spare room.
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -23,6 +26,10 @@ from pluglm_cache_dense.cells import Cells
 from pluglm_cache_dense.stores import Store
 
 FORMAT = "pluglm-cache-1"
+_DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
+}  # fmt: skip
 
 
 def describe(slots: Sequence[Slot]) -> str:
@@ -60,8 +67,6 @@ class Saved:
 
 def write_saved(path: Path, slots: Sequence[Slot], stores: Sequence[Store], cells: Cells, fingerprint: str) -> None:
     """Write beside `path`, then put it in its place. Raises SaveError; what was there before is then intact."""
-    from safetensors.torch import save_file
-
     length = cells.length
     saved = ((slot, store.saved(length)) for slot, store in enumerate(stores))
     tensors = {f"slots.{slot}.{name}": tensor for slot, kept in saved for name, tensor in kept.items()}
@@ -77,10 +82,12 @@ def write_saved(path: Path, slots: Sequence[Slot], stores: Sequence[Store], cell
     }  # fmt: skip
     temporary = ""
     try:
+        if sys.byteorder != "little":
+            raise NotImplementedError("safetensors files are little-endian, and this machine is not")
         # Readable by the owner alone: what a cache holds can be turned back into the text it was made from.
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        os.close(handle)
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary, metadata)
+        with os.fdopen(handle, "wb") as file:
+            _write(file, tensors, metadata)
         Path(temporary).replace(path)
     except Exception as error:
         if temporary:
@@ -91,6 +98,23 @@ def write_saved(path: Path, slots: Sequence[Slot], stores: Sequence[Store], cell
             fix="Give a path in a folder that exists, may be written to and has space.",
             path=str(path),
         ) from error
+
+
+def _write(file: BinaryIO, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """The format in full: u64 length of a JSON header, the header, the data. safetensors' own writer needs numpy."""
+    header: dict[str, object] = {"__metadata__": metadata}
+    ordered = sorted(tensors.items(), key=lambda item: -item[1].element_size())  # keeps all data aligned
+    end = 0
+    for name, tensor in ordered:
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for _, tensor in ordered:
+        plain = tensor.detach().cpu().contiguous()
+        if plain.numel():
+            file.write((ctypes.c_char * plain.nbytes).from_address(plain.data_ptr()))
 
 
 def read_saved(path: Path, slots: Sequence[Slot], stores: Sequence[Store], fingerprint: str, *, layout: str) -> Saved:

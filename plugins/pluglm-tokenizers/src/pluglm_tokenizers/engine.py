@@ -61,10 +61,11 @@ class Engine:
         """
         encoding = tokenizer.encode(text, add_special_tokens=False)
         for i, token_id in enumerate(encoding.ids):
-            if token_id not in self.special_ids or token_id == self._unknown:
+            if token_id not in self.special_ids:
                 continue
             start, end = encoding.offsets[i]
-            if parse_special and text[start:end].strip() == self._texts[token_id]:
+            literal = text[start:end].strip() == self._texts[token_id]
+            if (parse_special and literal) or (token_id == self._unknown and not literal):
                 continue
             if end - start < 2:
                 raise InputError(

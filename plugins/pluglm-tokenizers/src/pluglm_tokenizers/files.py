@@ -16,6 +16,8 @@ TOKENIZER, CONFIG, MAP, TEMPLATE = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
 )  # fmt: skip
 _LIMITS = {TOKENIZER: 200_000_000, CONFIG: 20_000_000, MAP: 5_000_000, TEMPLATE: 1_000_000}
+#: Classes for which the reference library takes tokenizer.json's word on the ends of a text, whatever the flags say.
+_GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")
 #: Names under which a file may say which token plays a part.
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -86,9 +88,12 @@ def read_files(folder: Path) -> TokenizerFiles:
     roles = {role: text for role in ROLES for source in (special, config) if (text := _token(source, role, folder))}
     extra = [*_tokens(special.get("additional_special_tokens")), *_tokens(config.get("additional_special_tokens"))]
     extra += _declared(config.get("added_tokens_decoder"))
+    flags = [_flag(config, key, folder) for key in ("add_bos_token", "add_eos_token")]
+    if config.get("tokenizer_class") in _GENERIC:
+        flags = [None, None]
     return TokenizerFiles(
         folder, raw[TOKENIZER], roles, tuple(dict.fromkeys(extra)), _templates(config, raw.get(TEMPLATE), folder),
-        _flag(config, "add_bos_token", folder), _flag(config, "add_eos_token", folder),
+        flags[0], flags[1],
         {name: _digest(content) for name, content in raw.items()},
     )  # fmt: skip
 

@@ -67,7 +67,7 @@ class _Instrument(NodeTransformer):
             tick = _call("tick", [nodes.Const(written, lineno=node.lineno)], node.lineno)
             node.body.insert(0, nodes.ExprStmt(tick, lineno=node.lineno))
         if isinstance(node, nodes.Concat):
-            return _call("concat", node.nodes, node.lineno)
+            return _call("tilde", node.nodes, node.lineno)
         return node
 
 
@@ -118,7 +118,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
             self.tick(len(value))
         return value
 
-    def concat(self, *parts: Any) -> str:
+    def tilde(self, *parts: Any) -> str:
         """`a ~ b`."""
         texts = [str(part) for part in parts]
         _bounded(sum(map(len, texts)))

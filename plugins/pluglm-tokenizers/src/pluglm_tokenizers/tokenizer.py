@@ -96,14 +96,15 @@ class JsonTokenizer:
         return token_id
 
     def _ends(self) -> tuple[list[int], list[int]]:
-        """What belongs before and after a text: the config's word, if it has one, else the post-processor's."""
-        if self._files.add_bos is None and self._files.add_eos is None:
-            return self._engine.ends()
-        ends = []
-        for wanted, token_id, role in (
-            (self._files.add_bos, self.bos_token_id, "bos"), (self._files.add_eos, self.eos_token_id, "eos"),
-        ):  # fmt: skip
-            if wanted and token_id is None:
-                raise wrong(self._files.folder, CONFIG, f"add_{role}_token", f"it adds a {role} token and names none")
-            ends.append([token_id] if wanted and token_id is not None else [])
-        return ends[0], ends[1]
+        """What belongs before and after a text: the post-processor's word, or the config's flags where they say otherwise."""
+        prefix, suffix = self._engine.ends()
+        if self._files.add_bos is not None:
+            prefix = self._flagged("bos", self._files.add_bos, self.bos_token_id)
+        if self._files.add_eos is not None:
+            suffix = self._flagged("eos", self._files.add_eos, self.eos_token_id)
+        return prefix, suffix
+
+    def _flagged(self, role: str, wanted: bool, token_id: int | None) -> list[int]:
+        if wanted and token_id is None:
+            raise wrong(self._files.folder, CONFIG, f"add_{role}_token", f"it adds a {role} token and names none")
+        return [token_id] if wanted and token_id is not None else []
