@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         CheckpointError,
         ConfigError,
         ContextLengthError,
+        GenerationError,
         IncompatiblePluginError,
         InputError,
         ManifestError,
@@ -53,8 +54,8 @@ _HOMES = {
     "load": "pluglm.loading",
     **dict.fromkeys(
         (
-            "CacheError", "CheckpointError", "ConfigError", "ContextLengthError", "IncompatiblePluginError",
-            "InputError", "ManifestError", "ModelError", "ModelNotFoundError", "PlanError", "PluginConflictError",
+            "CacheError", "CheckpointError", "ConfigError", "ContextLengthError", "GenerationError",
+            "IncompatiblePluginError", "InputError", "ManifestError", "ModelError", "ModelNotFoundError", "PlanError", "PluginConflictError",
             "PluginDisabledError", "PluginError", "PluginNotFoundError", "PluglmError", "QuarantinedError", "SaveError",
             "UnsupportedRequestError",
         ),
@@ -64,7 +65,7 @@ _HOMES = {
 
 __all__ = [
     "CacheError", "CheckpointError", "ConfigError", "ConfigReader", "ContextLengthError", "GenerationConfig",
-    "GenerationOutput", "IncompatiblePluginError", "InputError", "LanguageModel", "ManifestError", "ModelError",
+    "GenerationError", "GenerationOutput", "IncompatiblePluginError", "InputError", "LanguageModel", "ManifestError", "ModelError",
     "ModelNotFoundError", "Plan", "PlanError", "PluginConflictError", "PluginDisabledError", "PluginError",
     "PluginNotFoundError", "PluglmError", "QuarantinedError", "SaveError", "UnsupportedRequestError", "__version__",
     "explain", "hookimpl", "load",

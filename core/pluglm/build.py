@@ -13,7 +13,7 @@ from pluglm.contracts.model import ModelParts
 from pluglm.contracts.quantizer import Quantizer, QuantizerRequest
 from pluglm.contracts.runtime import Executor, ExecutorRequest, KernelRequest
 from pluglm.contracts.text import Tokenizer, TokenizerRequest
-from pluglm.errors import PlanError, QuarantinedError, UnsupportedRequestError
+from pluglm.errors import PlanError, PluglmError, QuarantinedError, UnsupportedRequestError
 from pluglm.manager import Manager, check_contract
 from pluglm.plan import Choice, Plan
 from pluglm.planner import AUTO
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pluglm.loading import Loader
+
+
+#: The option of every quantizer that the core reads: patterns of module names that stay as they are.
+SKIP = "skip"
 
 
 class PartFailedError(Exception):
@@ -61,6 +65,10 @@ def build(manager: Manager, choice: Choice, hook: str, **arguments: Any) -> Any:
         if choice.requested != AUTO:
             raise
         raise PartFailedError(provider.id, str(manager.quarantine[provider.id])) from e
+    except PluglmError as e:
+        if choice.requested != AUTO or kind == "tokenizer":  # a tokenizer complains of the model's files, not of itself
+            raise
+        raise PartFailedError(provider.id, f"failed: {type(e).__name__}: {e.what}") from e
 
 
 def build_parts(manager: Manager, plan: Plan, loader: Loader) -> Parts:
@@ -89,7 +97,8 @@ def build_parts(manager: Manager, plan: Plan, loader: Loader) -> Parts:
         choice = chosen["quantizer"]
         quantizer = build(manager, choice, "pluglm_build_quantizer", request=QuantizerRequest(
             loader.device, loader.dtype, config=loader.checkpoint.config.get("quantization_config"),
-            skip=loader.request.skip, variant=choice.variant, options=choice.options,
+            skip=skipped(choice), variant=choice.variant,
+            options=tuple(option for option in choice.options if option[0] != SKIP),
         ))  # fmt: skip
     strategy = build_strategy(manager, chosen["decoding"], loader, tokenizer)
     return Parts(attention, layout, tokenizer, strategy, quantizer, _kernels(manager, plan, loader))
@@ -109,7 +118,10 @@ def _attention(manager: Manager, choice: Choice, loader: Loader, views: tuple[st
     backend: AttentionBackend = build(manager, choice, "pluglm_build_attention", request=AttentionRequest(
         specs, loader.device, loader.dtype, views, choice.variant, choice.options
     ))  # fmt: skip
-    reasons = tuple(dict.fromkeys(reason for spec in specs for reason in backend.refusals(spec)))
+    try:
+        reasons = tuple(dict.fromkeys(reason for spec in specs for reason in backend.refusals(spec)))
+    except Exception as e:  # a plugin's code may raise anything
+        raise _broken(manager, choice, e) from e
     if reasons and choice.requested == AUTO:
         raise PartFailedError(choice.provider or "", "refused: " + "; ".join(reasons))
     if reasons:
@@ -118,6 +130,17 @@ def _attention(manager: Manager, choice: Choice, loader: Loader, views: tuple[st
             fix='Choose another backend, or leave it on "auto".', reasons=reasons,
         )  # fmt: skip
     return backend
+
+
+def _broken(manager: Manager, choice: Choice, cause: Exception) -> Exception:
+    """Quarantine a part that failed its first use: what to raise, by who chose it."""
+    provider, _ = manager.registry.find(choice.kind, choice.provider or "")
+    try:
+        manager.reject(provider, cause)
+    except QuarantinedError as e:
+        if choice.requested != AUTO:
+            return e
+    return PartFailedError(provider.id, str(manager.quarantine[provider.id]))
 
 
 def _layout(
@@ -162,10 +185,17 @@ def build_module(manager: Manager, plan: Plan, loader: Loader, parts: Parts) -> 
         )
     load_weights(
         module, loader.description.weights, loader.checkpoint, device=loader.device, dtype=torch_dtype(loader.dtype),
-        quantizer=parts.quantizer, packed="quantization_config" in loader.checkpoint.config, skip=loader.request.skip,
+        quantizer=parts.quantizer, packed="quantization_config" in loader.checkpoint.config,
+        skip=skipped(plan["quantizer"]),
         track=lambda items: track(items, f"loading {loader.request.model}"),
     )  # fmt: skip
     return module.eval()
+
+
+def skipped(choice: Choice) -> tuple[str, ...]:
+    """Patterns of the modules that the quantizer of this choice leaves alone."""
+    patterns: tuple[str, ...] = tuple(dict(choice.options).get(SKIP, ()))
+    return patterns
 
 
 def replace_requested(choice: Choice) -> Choice:

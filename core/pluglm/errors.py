@@ -16,6 +16,7 @@
     │   └── CheckpointError            weights that are damaged, missing, surplus or of the wrong shape
     ├── InputError                     a prompt or an argument of a call
     │   └── ContextLengthError         more tokens than the model or the cache holds
+    ├── GenerationError                no token can be chosen from what the model or a processor gave
     ├── CacheError                     an operation a cache lacks or cannot do now
     └── SaveError                      nothing was written, or what was there before is intact
 
@@ -112,6 +113,10 @@ class InputError(PluglmError):
 
 class ContextLengthError(InputError):
     """More tokens than the model or the cache holds. `.tokens`, `.limit`."""
+
+
+class GenerationError(PluglmError):
+    """No token can be chosen: scores are not finite, or every token is forbidden. `.rows`, `.step`."""
 
 
 class CacheError(PluglmError):

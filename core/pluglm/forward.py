@@ -188,13 +188,25 @@ class CausalLM(nn.Module):
         return result.to_tuple() if return_dict is False else result
 
     def _check_input(self, tokens: Tensor, are_ids: bool) -> None:
-        C = self.description.hidden_size
+        C, V = self.description.hidden_size, self.description.vocab_size
+        if not isinstance(tokens, Tensor):
+            name = "input_ids" if are_ids else "inputs_embeds"
+            raise InputError(f"{name} is a {type(tokens).__name__}, not a tensor.",
+                             fix="Pass torch.tensor(…) of shape [B, T].", argument=name)  # fmt: skip
         if are_ids and (tokens.ndim != 2 or tokens.is_floating_point()):
             raise InputError(
                 f"input_ids has shape {tuple(tokens.shape)} and dtype {tokens.dtype}; it must be integers [B, T].",
                 fix="Pass one prompt as input_ids[None], embeddings as inputs_embeds.",
                 argument="input_ids",
             )
+        if are_ids and tokens.device.type == "cpu" and tokens.numel():  # elsewhere the look would wait for the device
+            low, high = (int(i) for i in tokens.aminmax())
+            if low < 0 or high >= V:
+                raise InputError(
+                    f"input_ids holds {low if low < 0 else high}, which is outside the vocabulary of {V}.",
+                    fix="Use ids of this model's tokenizer; mark padding in attention_mask, with any valid id.",
+                    argument="input_ids",
+                )
         if not are_ids and (tokens.ndim != 3 or tokens.shape[2] != C):
             raise InputError(
                 f"inputs_embeds has shape {tuple(tokens.shape)}; it must be [B, T, {C}].", argument="inputs_embeds"
@@ -269,7 +281,7 @@ def _check_past(real: Tensor, cache: Cache) -> None:
     if bool((said != held).any()):
         row = int((said != held).nonzero()[0])
         raise InputError(
-            f"attention_mask marks {int(said[row])} tokens of row {row}'s past, whose next position is {int(held[row])}.",
+            f"attention_mask marks {int(said[row])} tokens of row {row}'s past; its next position is {int(held[row])}.",
             why="a cache knows which of its cells are padding; a later mask cannot hide or uncover any.",
             fix="Repeat the mask under which these cells were fed, with new columns at its end, or leave it out; after "
             "position_ids of your own, go on passing them.",

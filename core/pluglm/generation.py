@@ -55,6 +55,16 @@ def defaults(
     said = {k: v for k, v in (file or {}).items() if v is not None and k not in NEUTRAL_KEYS}
     said = {k: v for k, v in said.items() if not (k in NEUTRAL_VALUES and v == NEUTRAL_VALUES[k])}
     sample = said.pop("do_sample", False)
+    if not isinstance(sample, bool):
+        raise _senseless(f"do_sample={sample!r}: it must be true or false.", "do_sample")
+    for name in ("eos_token_id", "bos_token_id", "pad_token_id"):
+        ids = said.get(name)
+        if name != "eos_token_id" and isinstance(ids, int) and ids < 0:
+            del said[name]  # how some files say that there is none
+            continue
+        for i in ids if isinstance(ids, list) else [ids]:
+            if isinstance(i, int) and not 0 <= i < description.vocab_size:
+                raise _senseless(f"{name}={ids!r} is outside the vocabulary of {description.vocab_size}.", name)
     if not sample:
         for name in (*SAMPLING, *EXTRA_SAMPLING):
             said.pop(name, None)
@@ -66,12 +76,13 @@ def defaults(
     try:
         return GenerationConfig().updated(**said)
     except (PluglmError, TypeError) as e:
-        raise ConfigError(
-            "generation_config.json holds a setting that makes no sense.",
-            why=getattr(e, "what", str(e)),
-            fix="Correct the file.",
-            key=getattr(e, "argument", None),
-        ) from e
+        raise _senseless(getattr(e, "what", str(e)), getattr(e, "argument", None)) from e
+
+
+def _senseless(why: str, key: str | None) -> ConfigError:
+    return ConfigError(
+        "generation_config.json holds a setting that makes no sense.", why=why, fix="Correct the file.", key=key
+    )
 
 
 def for_call(base: GenerationConfig, call: Mapping[str, Any], honoured: frozenset[str] | None) -> GenerationConfig:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
-from pluglm.build import PartFailedError, Parts, build, build_strategy
+from pluglm.build import SKIP, PartFailedError, Parts, build, build_strategy
+from pluglm.contracts.cache import Cache
 from pluglm.contracts.decoding import DecodingStrategy, FinishReason, GenerationConfig, GenerationOutput
 from pluglm.contracts.quantizer import Quantizer, QuantizerRequest
 from pluglm.contracts.runtime import Executor
@@ -19,10 +20,10 @@ from pluglm.errors import ContextLengthError, InputError, PlanError
 from pluglm.forward import CausalLM
 from pluglm.generation import DEFAULT_NEW_TOKENS, choosing_fields, defaults, for_call
 from pluglm.plan import Choice, Plan
-from pluglm.planner import AUTO, Demand, Planner, Wanted
+from pluglm.planner import AUTO, Demand, Planner, Wanted, wish
 from pluglm.prompts import Prompts, pad_left, read_prompts
 from pluglm.streaming import stream_tokens
-from pluglm.text_stream import TextStream
+from pluglm.text_stream import TextStream, cut_at_stop
 
 if TYPE_CHECKING:
     from pluglm.loading import Loader
@@ -114,7 +115,7 @@ class LanguageModel:
         tokenizer = self._need_tokenizer()
         if len(call.prompts.rows) != 1 or (call.config.num_return_sequences or 1) != 1:
             raise InputError(
-                "a stream carries one completion.", why=f"{len(call.prompts.rows)} prompts were passed.",
+                "a stream carries one completion.", why=f"{len(call.prompts.rows)} prompts were passed, with num_return_sequences={call.config.num_return_sequences or 1}.",
                 fix="Stream them one by one, or use generate.", argument="prompt",
             )  # fmt: skip
         eos = frozenset(call.config.eos_token_id or ()) | tokenizer.special_ids
@@ -148,10 +149,12 @@ class LanguageModel:
             )
         planner = Planner(self._loader.manager)
         demand = Demand(self.plan.device, self.plan.dtype)
-        wanted = Wanted(quantizer, tuple(sorted(options.items())))
+        planned = {**options, SKIP: tuple(skip)} if skip else options
+        wanted = wish("quantizer", quantizer, tuple(sorted(planned.items())))
         choice = planner.single("quantizer", wanted, demand, "packs the linear layers of the loaded model")
         part: Quantizer = build(self._loader.manager, choice, "pluglm_build_quantizer", request=QuantizerRequest(
-            self.plan.device, self.plan.dtype, skip=skip, variant=choice.variant, options=choice.options
+            self.plan.device, self.plan.dtype, skip=skip, variant=choice.variant,
+            options=tuple(sorted(options.items())),
         ))  # fmt: skip
         count = quantize_module(self.model.module, part, skip)
         if count == 0:
@@ -205,8 +208,9 @@ class LanguageModel:
             k: settings.pop(k) for k in ("logits_processor", "stopping_criteria") if k in settings
         }
         model_kwargs: dict[str, Any] = {k: settings.pop(k) for k in ("past_key_values", "use_cache") if k in settings}
+        _check_passed(passed, model_kwargs.get("past_key_values"))
         named = settings.pop("decoding", None)
-        wanted = Wanted(named) if named is not None else self._loader.request.wanted("decoding")
+        wanted = wish("decoding", named) if named is not None else self._loader.request.wanted("decoding")
         honoured = None
         if wanted.text != AUTO:
             honoured = self._strategy(wanted, ()).fields
@@ -283,8 +287,7 @@ class LanguageModel:
         for row in range(output.sequences.shape[0]):
             ids = tuple(output.completion(row))
             text = self.tokenizer.decode(ids) if self.tokenizer is not None else ""
-            for stop in call.config.stop_strings or ():
-                text = text.partition(stop)[0]
+            text = cut_at_stop(text, call.config.stop_strings or ())
             done.append(Completion(
                 text, ids, len(call.prompts.rows[row // copies]),
                 output.finish_reasons[row] if output.finish_reasons else None,
@@ -302,3 +305,18 @@ class _Call:
     input_ids: torch.Tensor
     config: GenerationConfig
     arguments: dict[str, Any]
+
+
+def _check_passed(passed: Mapping[str, Any], cache: Any) -> None:
+    """Refuse what cannot be a list of callables, or a cache."""
+    for name, functions in passed.items():
+        if functions is not None and not (isinstance(functions, Sequence) and all(map(callable, functions))):
+            raise InputError(
+                f"{name} is {functions!r}.", why="it must be a list of callables.", fix=f"Write {name}=[function].",
+                argument=name,
+            )  # fmt: skip
+    if cache is not None and not isinstance(cache, Cache):
+        raise InputError(
+            f"past_key_values is a {type(cache).__name__}, not a cache of pluglm.",
+            fix="Make one with lm.new_cache().", argument="past_key_values",
+        )  # fmt: skip

@@ -12,15 +12,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pluglm.build import PartFailedError, Parts, build_executor, build_module, build_parts
+from pluglm.build import SKIP, PartFailedError, Parts, build_executor, build_module, build_parts
 from pluglm.contracts.model import ModelDescription
 from pluglm.contracts.text import Checkpoint, SourceRequest
-from pluglm.errors import ConfigError, InputError, ModelNotFoundError, PlanError, PluginNotFoundError
+from pluglm.errors import (
+    ConfigError,
+    InputError,
+    ModelNotFoundError,
+    PlanError,
+    PluginNotFoundError,
+    UnsupportedRequestError,
+)
 from pluglm.facts import choose_device, choose_dtype
 from pluglm.generation import choosing_fields, defaults
 from pluglm.manager import Manager, check_contract
 from pluglm.plan import Choice, Plan
-from pluglm.planner import AUTO, Demand, Planner, Wanted
+from pluglm.planner import AUTO, Demand, Planner, Wanted, wish
 from pluglm.registry import Registry
 
 if TYPE_CHECKING:
@@ -47,7 +54,8 @@ class LoadRequest:
     device: str = AUTO
     dtype: str = AUTO
     parts: Mapping[str, Wanted] = field(default_factory=dict)
-    skip: tuple[str, ...] = ()
+    #: Made from a plan: names of parts are what was found then, not a wish of the user's.
+    replay: bool = False
 
     def wanted(self, kind: str) -> Wanted:
         """What was asked for of one kind."""
@@ -100,6 +108,10 @@ def load(
         skip=quantizer_skip,
     )  # fmt: skip
     if plan is not None:
+        if not isinstance(plan, Plan):
+            raise InputError(
+                f"plan is a {type(plan).__name__}.", fix="Pass a Plan; Plan.from_json(…) makes one.", argument="plan"
+            )
         request = replaying(request, plan)
     loader = Loader(request, manager or Manager(Registry.installed()))
     lm = loader.load()
@@ -132,7 +144,22 @@ def read_request(
     model: str, named: Mapping[str, str | None], options: Mapping[str, Mapping[str, Any]], *,
     skip: tuple[str, ...] = (), **rest: Any,
 ) -> LoadRequest:  # fmt: skip
-    """Check the arguments of `load` that need no plugin. Raises InputError."""
+    """Check the arguments of `load` that need no plugin. Raises InputError.
+
+    Patterns of modules to skip become an option of the quantizer, so that the plan holds them.
+    """
+    if not isinstance(options, Mapping):
+        raise InputError(
+            f"options is a {type(options).__name__}.",
+            fix="Write options={'cache': {'name': value}}.", argument="options",
+        )  # fmt: skip
+    if skip:
+        if named.get("quantizer") is None:
+            raise InputError(
+                "quantizer_skip says what a quantizer leaves alone, and none is named.",
+                fix="Name one: quantizer=….", argument="quantizer_skip",
+            )  # fmt: skip
+        options = {**options, "quantizer": {**options.get("quantizer", {}), SKIP: tuple(skip)}}
     for kind, given in options.items():
         if kind not in PARTS or not isinstance(given, Mapping):
             raise InputError(
@@ -153,21 +180,24 @@ def read_request(
                     argument="options",
                 )
             continue
-        if not text:
-            raise InputError(
-                f"{kind}={text!r} is not a name.", fix=f'Write {kind}="auto" or a provider.', argument=kind
-            )
+        wanted = wish(kind, text, said)
         if said and text == AUTO:
             raise InputError(
                 f"options for the {kind} need a named one.", why='"auto" may choose another that does not know them.',
                 fix=f"Write {kind}=… beside them.", argument="options",
             )  # fmt: skip
-        parts[kind] = Wanted(text, said)
-    return LoadRequest(model, parts=parts, skip=tuple(skip), **rest)
+        parts[kind] = wanted
+    return LoadRequest(model, parts=parts, **rest)
 
 
 def replaying(request: LoadRequest, plan: Plan) -> LoadRequest:
     """The request that names exactly what a plan chose. Raises InputError if the caller also named parts."""
+    for name, asked, planned in (("device", request.device, plan.device), ("dtype", request.dtype, plan.dtype)):
+        if asked not in (AUTO, planned):
+            raise InputError(
+                f"a plan already says the {name}, {planned!r}; {name}={asked!r} is another.",
+                fix=f"Leave out {name}, or plan anew.", argument=name,
+            )  # fmt: skip
     if any(w.text != AUTO for w in request.parts.values()):
         raise InputError(
             "a plan already names every part.", fix="Pass plan= alone, or the parts alone.", argument="plan"
@@ -177,7 +207,7 @@ def replaying(request: LoadRequest, plan: Plan) -> LoadRequest:
         for c in plan.choices
         if c.provider is not None and c.kind in PARTS
     }
-    return replace(request, parts=parts, device=plan.device, dtype=plan.dtype)
+    return replace(request, parts=parts, device=plan.device, dtype=plan.dtype, replay=True)
 
 
 def _difference(wanted: Plan, got: Plan) -> str:
@@ -187,6 +217,19 @@ def _difference(wanted: Plan, got: Plan) -> str:
         if (w.provider, w.version, w.variant, w.options) != (g.provider, g.version, g.variant, g.options):
             return f"{w.kind}: the plan has {w.provider} {w.version}, here is {g.provider} {g.version}."
     return f"the plan has {len(wanted.choices)} parts, here are {len(got.choices)}."
+
+
+def _without_settings(choice: Choice) -> Choice:
+    """The choice of a kind whose providers are told of neither variants nor options; it must have none."""
+    reasons = [f"option {name!r} is not known" for name, _ in choice.options]
+    if choice.variant is not None:
+        reasons.insert(0, f"variant {choice.variant!r} is not known")
+    if reasons:
+        raise UnsupportedRequestError(
+            f"{choice.provider} cannot honour the request.", why="\n".join(reasons),
+            fix=f"Leave these out: parts of kind {choice.kind} have no settings.", reasons=tuple(reasons),
+        )  # fmt: skip
+    return choice
 
 
 class Loader:
@@ -220,6 +263,8 @@ class Loader:
         named = wanted if wanted.text != AUTO else Wanted(f"architecture/{model_type}")
         try:
             choice = planner.single("architecture", named, Demand(), f"reads model_type {model_type!r}")
+            if wanted.text == AUTO and choice.variant is not None:
+                raise InputError("a model_type has no variant.")
         except (PluginNotFoundError, InputError) as e:
             if wanted.text != AUTO:
                 raise
@@ -233,7 +278,7 @@ class Loader:
                 kind="architecture", name=model_type, path=str(self.checkpoint.path),
             ) from e  # fmt: skip
         choice = replace(
-            choice, requested=wanted.text, reason=choice.reason if wanted.text != AUTO else f"reads {model_type}"
+            _without_settings(choice), requested=wanted.text, reason=choice.reason if wanted.text != AUTO else f"reads {model_type}"
         )
         provider, _ = self.manager.registry.find("architecture", choice.provider or "")
         description = self.manager.call(provider, "pluglm_describe_model", config=config)
@@ -270,7 +315,9 @@ class Loader:
         return () if self.request.wanted("decoding").text != AUTO else choosing_fields(self.base)
 
     def _setbacks(self) -> list[str]:
-        return [f"{name} was tried first: {reason}" for name, reason in self.excluded.items()]
+        tried = [f"{name} was tried first: {reason}" for name, reason in self.excluded.items()]
+        unseen = [p for p in self.manager.registry.problems if p.stage not in ("path", "manifest")]
+        return tried + [f"discovery stepped over {p.subject}: {p.message}" for p in unseen]
 
     def _needs(self, decoding: Choice) -> tuple[str, ...]:
         provider, _ = self.manager.registry.find("decoding", decoding.provider or "")
@@ -286,7 +333,7 @@ class Loader:
             assert wanted is not None
             return planner.single("quantizer", wanted, demand, "packs linear layers while they are read")
         method = packed.get("quant_method") if isinstance(packed, Mapping) else None
-        if wanted is not None:
+        if wanted is not None and not self.request.replay:
             raise PlanError(
                 f"quantizer={wanted.text!r} cannot be applied: the weights are packed already ({method!r}).",
                 fix="Leave out quantizer, or start from the unpacked weights.",
@@ -318,7 +365,7 @@ class Loader:
         wanted = self.request.wanted("tokenizer")
         if wanted.text == AUTO and self.checkpoint.file("tokenizer.json") is None:
             return Choice("tokenizer", AUTO, None, None, "the folder has no tokenizer.json: token ids only")
-        return planner.single("tokenizer", wanted, Demand(), "reads tokenizer.json")
+        return _without_settings(planner.single("tokenizer", wanted, Demand(), "reads tokenizer.json"))
 
     def load(self) -> LanguageModel:
         """Plan, build, fill, and plan again without each part that fails."""

@@ -7,7 +7,7 @@ kept with its stage and cause (quarantine) and ends at that plugin: the rest of 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -176,17 +176,29 @@ class Manager:
     def _register(self, provider: Provider, plugin: Any) -> None:
         kind = KINDS[provider.kind]
         if not self._pluggy.is_registered(plugin):  # several providers may share one module
-            self._pluggy.register(plugin, name=f"{provider.distribution}={provider.target}")
             try:
+                self._pluggy.register(plugin, name=f"{provider.distribution}={provider.target}")
                 self._pluggy.check_pending()
-            except pluggy.PluginValidationError:
-                self._pluggy.unregister(plugin)
+                self._check_defaults(plugin)
+            except BaseException:  # pluggy keeps half of a plugin that it refuses: its other hooks would be called
+                if self._pluggy.is_registered(plugin):
+                    self._pluggy.unregister(plugin)
                 raise
         missing = [hook for hook in kind.hooks if not self._implements(plugin, hook)]
         if missing:
             unmarked = [name for name in missing if callable(getattr(plugin, name, None))]
             hint = f" ({', '.join(unmarked)} lacks the @hookimpl mark)" if unmarked else ""
             raise TypeError(f"{provider.target!r} does not implement {', '.join(missing)}{hint}")
+
+    def _check_defaults(self, plugin: Any) -> None:
+        for caller in self._pluggy.get_hookcallers(plugin) or ():
+            for impl in caller.get_hookimpls():
+                if impl.plugin is plugin and impl.kwargnames:
+                    name = impl.kwargnames[0]
+                    raise TypeError(
+                        f"{caller.name} has a default for {name!r}, which older versions of pluggy then pass in "
+                        "place of the caller's value; hook arguments have none"
+                    )
 
     def _implements(self, plugin: Any, hook: str) -> bool:
         return any(impl.plugin is plugin for impl in getattr(self._pluggy.hook, hook).get_hookimpls())
@@ -229,12 +241,42 @@ CONTRACTS: Mapping[str, tuple[str, ...]] = {
 }
 
 
+#: What those that are no methods must be; `callable` for what is neither here nor in `_UNCHECKED`.
+_TYPES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "name": ("a str", lambda value: isinstance(value, str)),
+    "view": ("a str", lambda value: isinstance(value, str)),
+    "bits": ("a number", lambda value: isinstance(value, int | float)),
+    "views": ("a tuple of str", lambda value: isinstance(value, tuple) and _all_text(value)),
+    **dict.fromkeys(
+        ("operations", "fields", "needs"), ("a set of str", lambda value: isinstance(value, Set) and _all_text(value))
+    ),
+}
+_UNCHECKED = frozenset({"vocab_size", "embed", "head", "path", "config", "tensors", "fingerprint"})
+
+
+def _all_text(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
+
+
 def check_contract(manager: Manager, provider: Provider, part: Any) -> Any:
-    """`part`, if it has all that its kind's contract names; else its provider is quarantined."""
-    missing = [name for name in CONTRACTS[provider.kind] if not hasattr(part, name)]
-    if missing:
-        manager.reject(
-            provider,
-            TypeError(f"returned {type(part).__name__}, which has no {', '.join(missing)}"),
-        )
+    """`part`, if it has all that its kind's contract names, of the right type; else its provider is quarantined."""
+    try:
+        wrong = _wrong(CONTRACTS[provider.kind], part, type(part).__name__)
+    except Exception as e:  # a property of the plugin's may raise anything
+        manager.reject(provider, e)
+        raise
+    if wrong is not None:
+        manager.reject(provider, TypeError(wrong))
     return part
+
+
+def _wrong(names: tuple[str, ...], part: Any, owner: str) -> str | None:
+    missing = [name for name in names if not hasattr(part, name)]
+    if missing:
+        return f"returned {owner}, which has no {', '.join(missing)}"
+    for name in names:
+        value = getattr(part, name)
+        kind, fits = _TYPES.get(name, ("callable", callable))
+        if name not in _UNCHECKED and not fits(value):
+            return f"{owner}.{name} is {value!r}; it should be {kind}"
+    return None

@@ -6,14 +6,25 @@ honoured or refused; it is never replaced.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
 from pluglm.contracts.cache import slot_kinds
+from pluglm.contracts.decoding import GenerationConfig
 from pluglm.contracts.model import ModelDescription
 from pluglm.contracts.runtime import KERNEL_OPS
-from pluglm.errors import IncompatiblePluginError, PlanError, PluginDisabledError, PluginNotFoundError, PluglmError
+from pluglm.errors import (
+    IncompatiblePluginError,
+    InputError,
+    ManifestError,
+    PlanError,
+    PluginDisabledError,
+    PluginNotFoundError,
+    PluglmError,
+)
 from pluglm.kinds import KINDS
 from pluglm.manager import Manager
 from pluglm.plan import Choice, Rejected
@@ -33,6 +44,13 @@ class Wanted:
 
     text: str = AUTO
     options: tuple[tuple[str, Any], ...] = ()
+
+
+def wish(kind: str, text: object, options: tuple[tuple[str, Any], ...] = ()) -> Wanted:
+    """What a user passed for one kind. Raises InputError for what cannot be a name at all."""
+    if not isinstance(text, str) or not text:
+        raise InputError(f"{kind}={text!r} is not a name.", fix=f'Write {kind}="auto" or a provider.', argument=kind)
+    return Wanted(text, options)
 
 
 @dataclass(frozen=True)
@@ -92,7 +110,7 @@ class Planner:
             return found
         for provider in self.manager.registry.of(kind):
             reasons = self.reasons(provider, demand)
-            if provider.facts is None:
+            if provider.facts is None and self._malformed(provider) is None:
                 reasons = (*reasons, "has no pluglm.json; works when named")
             if reasons:
                 found.rejected.append(Rejected(provider.id, provider.version, reasons))
@@ -113,17 +131,27 @@ class Planner:
             reasons.append(refusal)
         if provider.id in self.excluded:
             reasons.append(self.excluded[provider.id])
-        if provider.facts is not None:
+        if malformed := self._malformed(provider):
+            reasons.append(f"its pluglm.json is not valid: {malformed}")
+        elif provider.facts is not None:
             reasons += self._static(provider, demand)
         return tuple(dict.fromkeys(reasons))
 
-    def _static(self, provider: Provider, demand: Demand) -> list[str]:
+    def _malformed(self, provider: Provider) -> str | None:
+        """What is wrong with the provider's pluglm.json; None if nothing is, or if there is none."""
         from pluglm.manifest import parse_facts
 
+        if provider.facts is None:
+            about = (p for p in self.manager.registry.problems if p.stage == "manifest")
+            return next((p.message for p in about if p.subject == provider.manifest_path), None)
         try:
-            facts = parse_facts(provider.facts or {}, plugin=provider.id, path=provider.manifest_path)
+            parse_facts(provider.facts, plugin=provider.id, path=provider.manifest_path)
         except PluglmError as e:
-            return [f"its pluglm.json is not valid: {e.why or e.what}"]
+            return e.why or e.what
+        return None
+
+    def _static(self, provider: Provider, demand: Demand) -> list[str]:
+        facts = provider.facts or {}
         reasons: list[str] = []
         for head_dim in demand.head_dims or (None,):
             for reason in static_refusals(
@@ -144,6 +172,14 @@ class Planner:
                 f"{provider.id} {provider.version} was asked for by name and may not be used.",
                 why=refusal, fix="Change the setting or the policy, or choose another provider.",
                 plugin=provider.id, by="policy",
+            )  # fmt: skip
+        if malformed := self._malformed(provider):
+            raise ManifestError(
+                f"{provider.id} {provider.version} has a pluglm.json that is not valid.",
+                why=malformed,
+                fix=f"Install {provider.distribution} again or in another version, or choose another {provider.kind}; "
+                "without its facts it may be one for another API.",
+                plugin=provider.id, path=provider.manifest_path,
             )  # fmt: skip
         reasons = [self.excluded[provider.id]] if provider.id in self.excluded else []
         if provider.facts is not None:
@@ -260,7 +296,24 @@ class Planner:
                 + " only; the others mean something else by the same call.",
                 fix=f"Name one: {' or '.join(f'decoding={p.name!r}' for p in found.able)}.",
             )
-        raise self.nothing_able(found)
+        raise self._unknown_fields(found, fields) or self.nothing_able(found)
+
+    def _unknown_fields(self, found: Candidates, fields: Sequence[str]) -> PlanError | None:
+        """The error for fields that no installed strategy has ever heard of: a typo, most likely."""
+        known = {name for p in self.manager.registry.of("decoding") for name in (p.facts or {}).get("features", ())}
+        known |= {f.name for f in dataclasses.fields(GenerationConfig)} - {"extra"}
+        unknown = [name for name in fields if name not in known]
+        if not unknown or not found.rejected:
+            return None
+        near = get_close_matches(unknown[0], known, 1)
+        return PlanError(
+            f"no installed decoding strategy honours {', '.join(unknown)}.",
+            why=f"there is {', '.join(sorted({p.name for p in self.manager.registry.of('decoding')}))}; a setting that is "
+            "ignored changes results in silence.",
+            fix=(f"Did you mean {near[0]!r}? " if near else "")
+            + "Leave it out (of generation_config.json too), or install a strategy that knows it and name it.",
+            kind="decoding", fields=tuple(unknown),
+        )  # fmt: skip
 
     def kernels(self, *, device: str, dtype: str) -> list[Choice]:
         """For each op that a tuned kernel covers, the kernel. Ops without one run their reference."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pluglm.contracts.quantizer import Quantizer
 from pluglm.contracts.text import Checkpoint
 from pluglm.contracts.weights import WeightMap, WeightRule
-from pluglm.errors import CheckpointError
+from pluglm.errors import CheckpointError, PlanError
 
 SHOWN = 8
 
@@ -117,6 +117,17 @@ def load_weights(
     stored: dict[str, dict[str, str]] = {}
     if packed and quantizer is not None:
         replace, stored = {}, _packed_layers(replace, quantizer, weights, checkpoint)
+        if not stored:
+            raise CheckpointError(
+                f"{checkpoint.path} holds no packed layer.",
+                why=f"its quantization_config says that {quantizer.name} packed the weights.",
+                fix="Take quantization_config out of config.json if the weights are plain, or save the model again.",
+                path=str(checkpoint.path), tensor=None,
+            )  # fmt: skip
+    elif quantizer is not None and not replace:
+        raise PlanError(
+            f"{quantizer.name} took none of the linear layers.", fix="Look at quantizer_skip and at its README."
+        )
     shared = _parameter_names(module, weights)
     parameters = {name: module.get_parameter(name) for name in shared}
     assignments = assign(weights, checkpoint, set(parameters), packed={n: s.values() for n, s in stored.items()})

@@ -46,6 +46,7 @@ def load(model: str, ids: list[int] | str, save: str | None = None, **arguments:
     settings = arguments.pop("settings", {"max_new_tokens": 12})
     lm = pluglm.load(model, device="cpu", **arguments)
     done = lm.complete(ids, **settings)
+    done = done[0] if isinstance(done, list) else done
     if save is not None:
         lm.save(save)
     with_ids = lm.model(__import__("torch").tensor([done.token_ids])).logits[0, -1].tolist()

@@ -4,7 +4,8 @@ In the order of the page, in one empty folder and one namespace:
 
 - ```` ```python ```` runs; with `>>>` prompts it is a doctest;
 - ```` ```console ````, ```` ```bash ````, ```` ```sh ````: each command that starts with `pluglm` (after an optional `$ `)
-  runs and must exit 0; other commands, such as `git clone` and `make demo`, are for the reader;
+  runs and must exit 0; `pip install ./folder` installs into a folder of the test's own; other commands, such as
+  `git clone` and `make demo`, are for the reader;
 - ```` ```toml ```` and ```` ```json ```` are parsed.
 
 A comment on the line before a block says more: `<!-- output -->` on any block: it is what the block before it printed;
@@ -80,6 +81,7 @@ class Reader:
     def __init__(self) -> None:
         self.namespace: dict[str, Any] = {"__name__": "__main__"}
         self.printed = ""
+        self.site = Path("installed").resolve()
 
     def read(self, block: Block) -> None:
         if block.word == "not run":
@@ -118,9 +120,12 @@ class Reader:
         self.printed = ""
         for command, output in commands(block.text):
             words = shlex.split(command, comments=True)
+            if words[:2] == ["pip", "install"]:
+                self.install(words[2:])
             if not words or words[0] != "pluglm":
                 continue
             environment = os.environ | {"COLUMNS": "120", "NO_COLOR": "1", "PLUGLM_PROGRESS": "0"}
+            environment["PYTHONPATH"] = str(self.site)
             result = subprocess.run(
                 [sys.executable, "-m", "pluglm.cli", *words[1:]],
                 env=environment, capture_output=True, text=True, timeout=300, check=False, stdin=subprocess.DEVNULL,
@@ -131,6 +136,13 @@ class Reader:
                 assert same(output, result.stdout), (
                     f"`{command}` prints:\n{result.stdout}\nbut the page says:\n{output}"
                 )
+
+    def install(self, packages: list[str]) -> None:
+        """`pip install ./folder`, into a folder of this test's own, without the network."""
+        options = ["--quiet", "--no-deps", "--no-build-isolation", "--upgrade", "--target", str(self.site)]
+        command = [sys.executable, "-m", "pip", "install", *options, *packages]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        assert result.returncode == 0, f"`pip install {shlex.join(packages)}`:\n{result.stdout}{result.stderr}"
 
 
 def read_page(page: str) -> Reader:

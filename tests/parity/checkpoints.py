@@ -17,9 +17,10 @@ import torch
 BEFORE = 24
 LINEAR = {"rope_type": "linear", "rope_theta": 200.0, "factor": 2.5}
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 150.0, "factor": 5.0}
+#: With these, the ramp between kept and interpolated pairs starts and ends inside a head of 8 or 10 dimensions.
 YARN = {
-    "rope_type": "yarn", "rope_theta": 300.0, "factor": 5.0, "original_max_position_embeddings": BEFORE,
-    "beta_fast": 4.0, "beta_slow": 1.0,
+    "rope_type": "yarn", "rope_theta": 20.0, "factor": 5.0, "original_max_position_embeddings": BEFORE,
+    "beta_fast": 1.2, "beta_slow": 0.4,
 }  # fmt: skip
 LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 400.0, "factor": 5.0, "original_max_position_embeddings": BEFORE,

@@ -86,7 +86,9 @@ def greedy(model: Callable[..., Any], start: Tensor, count: int, *, use_cache: b
 
 
 @torch.no_grad()
-def greedy_ragged(lm: LanguageModel, starts: Sequence[Tensor], count: int, *, side: str, use_cache: bool) -> list[list[int]]:
+def greedy_ragged(
+    lm: LanguageModel, starts: Sequence[Tensor], count: int, *, side: str, use_cache: bool
+) -> list[list[int]]:
     """`count` tokens after each of several prompts of different lengths, as one padded batch."""
     rows = [start.tolist() for start in starts]
     token_ids, mask = padded([torch.tensor(row) for row in rows], side)

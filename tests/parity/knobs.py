@@ -141,6 +141,7 @@ KNOBS: dict[str, Knob] = {
     "rope.truncate": without("truncate"),
     "rope.low_freq_factor": parameter("low_freq_factor", lambda factor: factor * 2),
     "rope.high_freq_factor": parameter("high_freq_factor", lambda factor: factor * 2),
+    "rope.short_factor": parameter("short_factor", lambda factors: factors[::-1]),
     "rope.long_factor": parameter("long_factor", lambda factors: factors[::-1]),
     "rope.partial_rotary_factor": without("partial_rotary_factor"),
     "attention.rope everywhere": _rotate_all,
@@ -194,5 +195,5 @@ NOT_BROKEN = {
     "FeedForward.hidden_size": "another size does not load", "FeedForward.intermediate_size": "the same",
     "Embedding.vocab_size": "the same", "Embedding.hidden_size": "the same", "Part.name": "names a place",
     "DecoderProgram.max_seq_len": "a limit, not a number of the computation",
-    "Rope.parameters.short_factor": "no text here is as short", "DecoderProgram.version": "of the format",
+    "DecoderProgram.version": "of the format",
 }  # fmt: skip

@@ -21,8 +21,8 @@ TOLERANCE = 1e-4
 #: Beyond every checkpoint's length before stretching (24) and longer than every window.
 LENGTH = 90
 STEPS = 64
-#: Lengths of the prompts of a batch: below, at and above the length before stretching.
-RAGGED = (29, 13, 24)
+#: Lengths of the prompts of a batch: below and above the length before stretching.
+RAGGED = (29, 13)
 #: Two best logits that are closer than this would make a token a matter of rounding: choose another seed.
 MARGIN = 1e-4
 SEEDS: dict[str, int] = {}

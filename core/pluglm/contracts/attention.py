@@ -37,10 +37,36 @@ class MaskSpec:
     chunk: int | None = None
     prefix: bool = False
 
+    def visible(self, q_positions: Tensor, keys: KeyInfo, *, start: int = 0) -> Tensor:
+        """The meaning of a description: whether each query sees each key. For backends that want a matrix.
+
+        Args:
+            q_positions: [B or 1, T]. keys: as in `AttentionBackend.prepare`.
+            start: leave out the keys before this one.
+        Returns: [B or 1, T, S - start] bool. Padding sees nothing and is not seen.
+        """
+        q, k = q_positions[:, :, None], keys.positions[:, None, start:]
+        seen = (q >= 0) & (k >= 0)
+        if self.causal:
+            earlier = k <= q
+            if self.prefix and keys.prefix_lengths is not None:
+                length = keys.prefix_lengths[:, None, None]
+                earlier = earlier | ((q < length) & (k < length))
+            seen = seen & earlier
+        if self.window is not None:
+            seen = seen & (q - k < self.window)
+        if self.chunk is not None:
+            seen = seen & (q // self.chunk == k // self.chunk)
+        if keys.segments is not None and keys.q_segments is not None:
+            seen = seen & (keys.q_segments[:, :, None] == keys.segments[:, None, start:])
+        return seen
+
 
 @dataclass(frozen=True)
 class AttentionSpec:
     """One attention layer's arithmetic, without its weights. Equal specs share one prepared mask.
+
+    The order is: scale, soft cap, ALiBi and bias, mask, softmax (with sinks), values.
 
     Attributes:
         num_heads: H. num_kv_heads: K, divides H (Ainslie et al. 2023, "GQA").
@@ -150,6 +176,7 @@ class AttentionBackend(Protocol):
             view: keys and values, [B, K, S, D] and [B, K, S, Dv] in a dense view.
             mask: what `prepare` returned for this spec in this pass.
             sinks: [H] if `spec.sinks`. bias: [1 or B, H, T, S] if `spec.bias`.
-        Returns: [B, H, T, Dv] in q's dtype. A query that sees no key gives zeros, never NaN.
+        Returns: [B, H, T, Dv] in q's dtype. A query that sees no key gives zeros, never NaN; what a padding query
+                gives is not used, but finite.
         """
         ...

@@ -102,7 +102,7 @@ class KeyInfo:
         positions: [B, S] or [1, S] int64 absolute positions; negative: padding or a hole.
         length: S.
         dense: known on the host, without asking the device: cell j holds position j in every row, no padding, no holes
-            (so causal attention can be aligned by shape alone).
+            and, under a causal mask, the queries are the last T cells (so it can be aligned by shape alone).
         prefix_lengths: [B] int64, how many leading positions form a prefix (prefix language models). None: none.
         segments: [B, S] int64, keys of another segment than the query's are not seen (packed sequences). None: one.
         q_segments: [B, T] int64, the queries' segments; given with `segments`.
@@ -118,7 +118,10 @@ class KeyInfo:
 
 @runtime_checkable
 class KVView(Protocol):
-    """Keys and values as a layout stores them. `kind` says which class it is; a backend reads the kinds it declares."""
+    """Keys and values as a layout stores them. `kind` says which class it is; a backend reads the kinds it declares.
+
+    Storage that a view covers is finite everywhere, also in cells that are masked: 0 * NaN is NaN in every kernel.
+    """
 
     @property
     def kind(self) -> str:
@@ -198,8 +201,13 @@ class LatentView:
     kind: Literal["latent"] = "latent"
 
     def dense(self) -> tuple[Tensor, Tensor]:
-        """(rope, latent) as one head each, [B, 1, S, ·]: the absorbed form of latent attention."""
-        return self.rope[:, None], self.latent[:, None]
+        """k = (latent, rope) and v = latent as one head, [B, 1, S, ·]: what absorbed queries attend to.
+
+        Source: DeepSeek-AI 2024, "DeepSeek-V2", section 2.1.2 (the up-projections are absorbed into q and the output).
+        """
+        import torch
+
+        return torch.cat((self.latent, self.rope), dim=-1)[:, None], self.latent[:, None]
 
 
 @runtime_checkable

@@ -78,7 +78,8 @@ class Attention:
         rope: None: no rotation here.
         q_bias, k_bias, v_bias, o_bias: which projections have one.
         qk_norm: normalises q and k before the rotation. qk_norm_over: "head" each head by itself (Qwen 3), or
-            "all" the whole projection (OLMo 2); the norm's size is head_dim or num_heads * head_dim accordingly.
+            "all" the whole projection (OLMo 2). The size is that of q's norm, head_dim or num_heads * head_dim; k's is
+            head_dim or num_kv_heads * head_dim.
         qkv_clip: clamps the projections to [-c, c] (OLMo, MPT, DBRX). None: off.
         relative_buckets: (buckets, max distance) of a learned relative bias table [buckets, H] (T5). None: none.
         cross: keys and values come from the encoder's output through a `CrossSlot`.
@@ -154,6 +155,8 @@ class StateSpace:
 @dataclass(frozen=True)
 class FeedForward:
     """Plain `down(act(up(x)))` or gated `down(act(gate(x)) * up(x))` (Shazeer 2020, "GLU Variants").
+
+    Parameters: gate, up, down, each `.weight` and, if `bias`, `.bias`.
 
     Attributes:
         gated: which of the two. activation: on up, or on gate. bias: all projections have one.
@@ -273,6 +276,7 @@ class DecoderProgram:
     """A decoder-only model, complete but for its weights.
 
     Attributes:
+        final_norm: before the head. Parameters: `norm.…`.
         slots: what the cache must hold; the ops refer to them by index.
         max_seq_len: positions the model is made for; None: unbounded (state space).
     """

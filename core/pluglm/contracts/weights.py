@@ -134,7 +134,8 @@ class WeightRule:
     Attributes:
         sources: whole names in the checkpoint. targets: whole names in the module.
         transform: between them; None: one to one, unchanged.
-        optional: the checkpoint may lack the sources, all of them together (a tied head that some files repeat).
+        optional: the checkpoint may lack the sources, all of them together (a tied head that some files repeat); the
+            target need not be a parameter.
         tied_to: with `optional`: when the sources are there, they must equal this parameter.
     """
 

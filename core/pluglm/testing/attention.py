@@ -159,6 +159,8 @@ class AttentionContract:
             spec = replace(spec, num_kv_heads=1, v_head_dim=4)
         name = "padding on the left" if "padding" in self.features() else "more tokens"
         case = case_of(LAYOUTS[name], spec, device=self.device)
+        if view == "latent":  # its keys begin with its values
+            case = replace(case, k=torch.cat((case.v, case.k[..., spec.v_head_dim :]), dim=-1))
         self.check(case.run(self.build(spec, views=(view,)), stored(case, view)), case)
 
     # Memory and state.

@@ -214,7 +214,7 @@ def stored(case: Case, view: str) -> Any:
         blocks, residual = (k[:, :, :4], v[:, :, :4]), DenseView(k[:, :, 4:], v[:, :, 4:])
         return QuantizedView(blocks, residual, lambda packed: packed)
     if view == "latent":
-        return LatentView(latent=v[:, 0], rope=k[:, 0])
+        return LatentView(latent=v[:, 0], rope=k[:, 0, :, v.shape[-1] :])
     assert view == "dense", f"this kit has no view of the kind {view!r}"
     return DenseView(k, v)
 

@@ -22,7 +22,8 @@ from pluglm.errors import ConfigError, InputError
 from pluglm.text_stream import TextStream
 
 TEXTS = (
-    "", " ", "hello world", "  two  spaces ", "def f(x):\n\treturn x\n", "naïve café", "日本語のテキスト", "🙂👩‍👩‍👧 and ok", "\n\n\n",
+    "", " ", "hello world", "  two  spaces ", "def f(x):\n\treturn x\n", "naïve café", "日本語のテキスト",
+    "🙂👩‍👩‍👧 and ok", "\n\n\n",
 )  # fmt: skip
 
 

@@ -123,6 +123,7 @@ def test_a_templates_refusal_is_told(make: Make) -> None:
     (
         ([], {}, "at least one message"),
         ([{"content": "x"}], {}, "with a role"),
+        (["hello"], {}, "with a role"),
         ([{"role": "user", "content": object()}], {}, "plain data"),
         ([{"role": "user", "content": {1: 2}}], {}, "is no str"),
     ),

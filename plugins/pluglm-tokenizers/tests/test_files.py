@@ -85,10 +85,8 @@ def test_a_panic_of_the_native_library_is_a_typed_error(make: Make) -> None:
     native = Native(models.WordLevel({"a": 0, "<|eos|>": 1}, unk_token="a"))
     native.normalizer = normalizers.Replace(Regex("(a+)+$"), "b")
     tokenizer = build(make(tokenizer=native, config={"eos_token": "<|eos|>"}))
-    try:
-        tokenizer.encode("a" * 40 + "!")
-    except InputError as e:
-        assert "cannot be tokenized" in str(e)
+    with pytest.raises(InputError, match=r"cannot be tokenized[\s\S]*PanicException"):
+        tokenizer.encode("a" * 60 + "!")
     with pytest.raises(InputError, match="cannot be decoded"):
         tokenizer.decode([-1])
 

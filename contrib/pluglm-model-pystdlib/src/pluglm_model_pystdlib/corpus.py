@@ -88,6 +88,7 @@ def prepare(out: Path, *, vocab_size: int, root: Path | None = None) -> dict[str
     # The vocabulary is fitted to the library itself; its tests repeat their own names too often to be representative.
     tokenizer = train_tokenizer([text for name, text in train if not is_test(name)], vocab_size)
     end = tokenizer.token_to_id(END_OF_TEXT)
+    assert end is not None
     ids: list[int] = []
     for (name, _), encoding in zip(train, tokenizer.encode_batch([text for _, text in train]), strict=True):
         for _ in range(1 if is_test(name) else LIBRARY_REPEATS):

@@ -40,11 +40,12 @@ def export(run: Path, corpus: Path, package: Path) -> Path:
     facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
     tokenizer = Tokenizer.from_file(str(corpus / "tokenizer.json"))
     end = tokenizer.token_to_id(END_OF_TEXT)
+    assert end is not None
     target = package / "checkpoint"
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     weights = {
-        f"model.{name}": tensor.to(torch.bfloat16).contiguous()
+        name: tensor.to(torch.bfloat16).contiguous()
         for name, tensor in load_file(str(run / "weights.safetensors")).items()
     }
     save_file(weights, str(target / "model.safetensors"), {"format": "pt"})
@@ -53,7 +54,8 @@ def export(run: Path, corpus: Path, package: Path) -> Path:
         "config.json": config_of(facts["shape"], end),
         "generation_config.json": {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end},
         "tokenizer_config.json": {
-            "bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "pad_token": END_OF_TEXT, "chat_template": CHAT_TEMPLATE,
+            "bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "pad_token": END_OF_TEXT,
+            "chat_template": CHAT_TEMPLATE,
         },
     }  # fmt: skip
     for name, content in files.items():

@@ -26,11 +26,12 @@ def orthogonalise(g: Tensor) -> Tensor:
     for _ in range(ITERATIONS):
         s = x @ x.mT
         x = A * x + (B * s + C * s @ s) @ x
-    return x.mT if transposed else x
+    result: Tensor = x.mT if transposed else x
+    return result
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised, scaled to the root-mean-square of an AdamW step (Liu et al. 2025, section 2.2)."""
+    """Nesterov momentum, orthogonalised, scaled to the size of an AdamW step (Liu et al. 2025, section 2.2)."""
 
     def __init__(self, params: Iterable[Tensor], *, lr: float, momentum: float = 0.95, weight_decay: float = 0.1):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
@@ -44,7 +45,8 @@ class Muon(torch.optim.Optimizer):
             for shape, parameters in by_shape.items():
                 updates = []
                 for p in parameters:
-                    momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                    assert p.grad is not None
+                    momentum: Tensor = self.state[p].setdefault("momentum", torch.zeros_like(p))
                     momentum.lerp_(p.grad, 1 - group["momentum"])
                     updates.append(p.grad.lerp(momentum, group["momentum"]))
                 scale = 0.2 * max(shape) ** 0.5

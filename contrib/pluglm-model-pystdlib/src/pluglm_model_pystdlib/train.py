@@ -13,14 +13,21 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pluglm.contracts import AttentionRequest, ForwardInput, ForwardOutput, ModelDescription, ModelParts
+from pluglm.manager import Manager
+from pluglm.registry import Registry
+from pluglm.weights import export_weights
+from pluglm_model_pystdlib.export import config_of
 from pluglm_model_pystdlib.muon import Muon
 
 
@@ -40,79 +47,27 @@ class Shape:
     rms_norm_eps: float = 1e-5
 
 
-class Block(nn.Module):
-    """Pre-norm attention and gated MLP (Touvron et al. 2023, "LLaMA", section 2.2); names as in its checkpoints."""
-
-    def __init__(self, s: Shape) -> None:
-        super().__init__()
-        q, kv = s.num_attention_heads * s.head_dim, s.num_key_value_heads * s.head_dim
-        self.s = s
-        self.input_layernorm = nn.RMSNorm(s.hidden_size, s.rms_norm_eps)
-        self.post_attention_layernorm = nn.RMSNorm(s.hidden_size, s.rms_norm_eps)
-        self.self_attn = nn.ModuleDict({
-            "q_proj": nn.Linear(s.hidden_size, q, bias=False),
-            "k_proj": nn.Linear(s.hidden_size, kv, bias=False),
-            "v_proj": nn.Linear(s.hidden_size, kv, bias=False),
-            "o_proj": nn.Linear(q, s.hidden_size, bias=False),
-        })
-        self.mlp = nn.ModuleDict({
-            "gate_proj": nn.Linear(s.hidden_size, s.intermediate_size, bias=False),
-            "up_proj": nn.Linear(s.hidden_size, s.intermediate_size, bias=False),
-            "down_proj": nn.Linear(s.intermediate_size, s.hidden_size, bias=False),
-        })
-
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        B, T, _ = x.shape
-        a, D = self.self_attn, self.s.head_dim
-        y = self.input_layernorm(x)
-        q = rotate(a["q_proj"](y).view(B, T, -1, D).transpose(1, 2), cos, sin)  # [B, H, T, D]
-        k = rotate(a["k_proj"](y).view(B, T, -1, D).transpose(1, 2), cos, sin)  # [B, K, T, D]
-        v = a["v_proj"](y).view(B, T, -1, D).transpose(1, 2)  # [B, K, T, D]
-        o = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-        x = x + a["o_proj"](o.transpose(1, 2).reshape(B, T, -1))
-        y = self.post_attention_layernorm(x)
-        m = self.mlp
-        return x + m["down_proj"](F.silu(m["gate_proj"](y)) * m["up_proj"](y))
+def build(shape: Shape, device: str) -> tuple[nn.Module, ModelDescription]:
+    """The Llama that pluglm builds for this config, with fresh weights: it is trained in the code that runs it."""
+    manager = Manager(Registry.installed())
+    llama, _ = manager.registry.find("architecture", "llama")
+    sdpa, _ = manager.registry.find("attention", "sdpa")
+    config = config_of(asdict(shape), end=0)
+    description: ModelDescription = manager.call(llama, "pluglm_describe_model", config=config)
+    request = AttentionRequest(description.attention, device, "float32")
+    attention = manager.call(sdpa, "pluglm_build_attention", request=request)
+    parts = ModelParts(description, attention, {}, device, "float32")
+    model: nn.Module = manager.call(llama, "pluglm_build_model", config=config, parts=parts)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2:
+            # Residual outputs start small (Radford et al. 2019, section 2.3).
+            residual = name.endswith((".o.weight", ".down.weight"))
+            nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * shape.num_hidden_layers) if residual else 0.02)
+    return model, description
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions (Su et al. 2021, "RoFormer"), in Llama's half-split order. x: [B, H, T, D]; cos, sin: [T, D/2]."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
-
-
-class Decoder(nn.Module):
-    """The whole model; input and output embeddings are tied."""
-
-    def __init__(self, s: Shape) -> None:
-        super().__init__()
-        self.s = s
-        self.embed_tokens = nn.Embedding(s.vocab_size, s.hidden_size)
-        self.layers = nn.ModuleList(Block(s) for _ in range(s.num_hidden_layers))
-        self.norm = nn.RMSNorm(s.hidden_size, s.rms_norm_eps)
-        angle = torch.arange(s.max_position_embeddings)[:, None] * s.rope_theta ** (
-            -torch.arange(0, s.head_dim, 2) / s.head_dim
-        )
-        self.register_buffer("cos", angle.cos(), persistent=False)
-        self.register_buffer("sin", angle.sin(), persistent=False)
-        for parameter in self.parameters():
-            if parameter.ndim == 2:
-                nn.init.normal_(parameter, std=0.02)
-        for block in self.layers:  # residual outputs start small (Radford et al. 2019, section 2.3)
-            for parameter in (block.self_attn["o_proj"].weight, block.mlp["down_proj"].weight):
-                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * s.num_hidden_layers))
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """ids: [B, T] -> logits [B, T, V]."""
-        x = self.embed_tokens(ids)
-        cos, sin = self.cos[: ids.shape[1]], self.sin[: ids.shape[1]]
-        for block in self.layers:
-            x = block(x, cos, sin)
-        return F.linear(self.norm(x), self.embed_tokens.weight)
-
-
-def batches(ids: np.ndarray, *, batch: int, length: int, seed: int):
-    """Endless [batch, length + 1] windows: each epoch is cut at a fresh random phase and shuffled, so all text is seen."""
+def batches(ids: np.ndarray[Any, Any], *, batch: int, length: int, seed: int) -> Iterator[Tensor]:
+    """Endless [batch, length + 1] windows; each epoch is cut at a fresh random phase and shuffled."""
     rng = np.random.default_rng(seed)
     while True:
         phase = int(rng.integers(length))
@@ -140,18 +95,23 @@ def fit(args: argparse.Namespace) -> None:
     torch.set_float32_matmul_precision("high")
     shape = Shape(**json.loads(args.shape))
     ids = np.fromfile(args.corpus / "train.bin", dtype=np.uint16)
-    model = Decoder(shape).to(device)
+    model, description = build(shape, device.type)
+    model = model.to(device)
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if not (p.ndim == 2 and "embed" not in n)]
     optimizers = [
         Muon(matrices, lr=args.lr, weight_decay=args.weight_decay),
         torch.optim.AdamW(others, lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0),
     ]
-    forward = torch.compile(model) if args.compile else model
+    forward: Callable[[ForwardInput], ForwardOutput] = torch.compile(model) if args.compile else model
     short = batches(ids, batch=args.batch, length=args.length, seed=args.seed)
     # Positions past --length are learnt last, while the rate falls: long windows cost more and teach little early on.
-    full = batches(ids, batch=max(1, args.batch * args.length // shape.max_position_embeddings),
-                   length=shape.max_position_embeddings, seed=args.seed + 1)
+    full = batches(
+        ids,
+        batch=max(1, args.batch * args.length // shape.max_position_embeddings),
+        length=shape.max_position_embeddings,
+        seed=args.seed + 1,
+    )
     log, started, tokens, progress, step = [], time.perf_counter(), 0, 0.0, 0
     args.out.mkdir(parents=True, exist_ok=True)
     while progress < 1.0:
@@ -163,34 +123,42 @@ def fit(args: argparse.Namespace) -> None:
             for group in optimizer.param_groups:
                 group["lr"] = args.lr * scale
         loss_sum = 0.0
-        for part in window.split(args.micro_batch):
+        for part in torch.split(window, args.micro_batch):
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                logits = forward(part[:, :-1])
+                positions = torch.arange(part.shape[1] - 1, device=device)[None]
+                logits = forward(ForwardInput(part[:, :-1], positions, None, dense=True)).logits
             loss = F.cross_entropy(logits.flatten(0, 1).float(), part[:, 1:].flatten()) * (len(part) / len(window))
-            loss.backward()
-            loss_sum += loss.detach()
+            torch.autograd.backward(loss)
+            loss_sum += loss.item()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         tokens += window[:, 1:].numel()
         if step % args.log_every == 0 or progress >= 1.0:
-            row = {"step": step, "loss": round(float(loss_sum), 4), "tokens": tokens,
-                   "progress": round(progress, 4), "s": round(time.perf_counter() - started, 1)}
+            row = {
+                "step": step,
+                "loss": round(loss_sum, 4),
+                "tokens": tokens,
+                "progress": round(progress, 4),
+                "s": round(time.perf_counter() - started, 1),
+            }
             log.append(row)
             print(json.dumps(row), flush=True)
-            write_run(args, model, shape, device, log)
+            write_run(args, model, description, shape, log)
         step += 1
 
 
-def write_run(args: argparse.Namespace, model: Decoder, shape: Shape, device: torch.device, log: list[dict]) -> None:
+def write_run(
+    args: argparse.Namespace, model: nn.Module, description: ModelDescription, shape: Shape, log: list[dict[str, float]]
+) -> None:
     """What is needed to go on with a stopped run's result, and to say where it came from."""
     from safetensors.torch import save_file
 
-    parameters = {name: p.detach().float().cpu().contiguous() for name, p in model.named_parameters()}
-    save_file(parameters, str(args.out / "weights.safetensors"))
+    weights = {name: tensor.float().cpu().contiguous() for name, tensor in export_weights(model, description.weights)}
+    save_file(weights, str(args.out / "weights.safetensors"))
     run = {k: (str(v) if isinstance(v, Path) else v) for k, v in vars(args).items() if not callable(v)}
-    run |= {"shape": asdict(shape), "torch": torch.__version__, "device": str(device), "log": log}
+    run |= {"shape": asdict(shape), "torch": torch.__version__, "log": log}
     (args.out / "run.json").write_text(json.dumps(run, indent=1), encoding="utf-8")
 
 

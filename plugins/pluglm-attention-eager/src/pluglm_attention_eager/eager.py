@@ -56,7 +56,7 @@ class EagerAttention:
 
     def prepare(self, spec: AttentionSpec, q_positions: Tensor, keys: KeyInfo) -> EagerMask:
         """Compare every query's position with every key's, once a forward pass."""
-        visible = see(spec, q_positions, keys)[:, None, None]  # [b, 1, 1, T, S]
+        visible = spec.mask.visible(q_positions, keys)[:, None, None]  # [b, 1, 1, T, S]
         if spec.alibi_slopes is None:
             return EagerMask(visible, None)
         slopes = torch.tensor(spec.alibi_slopes, dtype=self._compute, device=q_positions.device)
@@ -93,25 +93,6 @@ class EagerAttention:
         # A row that sees nothing is NaN after the softmax, and hidden as a whole: filling with zeros settles both.
         p = p.masked_fill(~mask.visible, 0.0)
         return (p.view(B, K, G * T, S) @ v).view(B, H, T, v.shape[3]).to(q.dtype)
-
-
-def see(spec: AttentionSpec, q_positions: Tensor, keys: KeyInfo) -> Tensor:
-    """[b, T, S] bool: whether a query sees a key, by `MaskSpec` and `KeyInfo`. Padding sees nothing."""
-    m, q_pos, k_pos = spec.mask, q_positions[:, :, None], keys.positions[:, None, :]
-    visible = (q_pos >= 0) & (k_pos >= 0)
-    if m.causal:
-        seen = k_pos <= q_pos
-        if m.prefix and keys.prefix_lengths is not None:
-            length = keys.prefix_lengths[:, None, None]
-            seen = seen | ((q_pos < length) & (k_pos < length))
-        visible = visible & seen
-    if m.window is not None:
-        visible = visible & (q_pos - k_pos < m.window)
-    if m.chunk is not None:
-        visible = visible & (q_pos // m.chunk == k_pos // m.chunk)
-    if keys.segments is not None and keys.q_segments is not None:
-        visible = visible & (keys.q_segments[:, :, None] == keys.segments[:, None, :])
-    return visible
 
 
 def _request_refusals(request: AttentionRequest) -> list[str]:

@@ -150,7 +150,7 @@ class SdpaAttention:
     ) -> tuple[Tensor, Tensor | None]:
         """The mask as `SdpaMask.additive` says, not folded, and its blind queries."""
         k_positions = keys.positions[:, start:]
-        visible = _see(spec, q_positions, k_positions, keys, start)[:, None]  # [b, 1, T, S]
+        visible = spec.mask.visible(q_positions, keys, start=start)[:, None]  # [b, 1, T, S]
         if spec.alibi_slopes is not None:
             slopes = self._slopes[spec.alibi_slopes].view(1, -1, 1, 1)
             additive = -slopes * (q_positions[:, None, :, None] - k_positions[:, None, None, :])  # [b, H, T, S]
@@ -187,25 +187,6 @@ def _fold(additive: Tensor, spec: AttentionSpec, rows: int) -> Tensor:
     if heads > 1:
         return additive.reshape(b, spec.num_kv_heads, rows, S)
     return additive if T == 1 else additive.repeat(1, 1, rows // T, 1)
-
-
-def _see(spec: AttentionSpec, q_positions: Tensor, k_positions: Tensor, keys: KeyInfo, start: int) -> Tensor:
-    """[b, T, S] bool: whether a query sees a key, by `MaskSpec` and `KeyInfo`. Padding sees nothing."""
-    m, q_pos, k_pos = spec.mask, q_positions[:, :, None], k_positions[:, None, :]
-    visible = (q_pos >= 0) & (k_pos >= 0)
-    if m.causal:
-        seen = k_pos <= q_pos
-        if m.prefix and keys.prefix_lengths is not None:
-            length = keys.prefix_lengths[:, None, None]
-            seen = seen | ((q_pos < length) & (k_pos < length))
-        visible = visible & seen
-    if m.window is not None:
-        visible = visible & (q_pos - k_pos < m.window)
-    if m.chunk is not None:
-        visible = visible & (q_pos // m.chunk == k_pos // m.chunk)
-    if keys.segments is not None and keys.q_segments is not None:
-        visible = visible & (keys.q_segments[:, :, None] == keys.segments[:, None, start:])
-    return visible
 
 
 def _request_refusals(request: AttentionRequest) -> list[str]:

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from pluglm.errors import InputError, ModelError, PluglmError, UnsupportedRequestError
+from pluglm.errors import GenerationError, UnsupportedRequestError
 
 
-def no_token(best: Mapping[int, float], step: int) -> PluglmError:
+def no_token(best: Mapping[int, float], step: int) -> GenerationError:
     """The error for rows whose best score is not a finite number, so that no token can be chosen.
 
     Args:
@@ -19,18 +19,18 @@ def no_token(best: Mapping[int, float], step: int) -> PluglmError:
     rows = tuple(sorted(best))
     named = f"row{'s' if len(rows) > 1 else ''} {', '.join(map(str, rows))}"
     if all(value == -math.inf for value in best.values()):
-        return InputError(
+        return GenerationError(
             f"every token is forbidden for {named} at new token {step}.",
             why="after the logits processors all scores are -inf.",
             fix="Let the processors (or min_new_tokens with the end tokens) leave at least one token.",
-            argument="logits_processor", rows=rows, step=step,
+            rows=rows, step=step,
         )  # fmt: skip
-    return ModelError(
+    return GenerationError(
         f"the scores of {named} at new token {step} are not finite numbers, so no token was chosen.",
         why="the model's logits, or a logits processor, hold NaN or infinity: damaged weights, a dtype of too small a "
         "range, a processor's division by zero, or a temperature that is too small.",
         fix="Run the other rows again without these. Try dtype='float32', and leave out the processors.",
-        path=None, rows=rows, step=step,
+        rows=rows, step=step,
     )  # fmt: skip
 
 

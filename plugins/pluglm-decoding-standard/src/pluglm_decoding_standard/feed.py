@@ -21,8 +21,8 @@ class Feed(Protocol):
         """[R, V] after the prompt; R is B times the copies."""
         ...
 
-    def step(self, sequences: Tensor, ended: Tensor | None) -> Tensor:
-        """[R, V] after one more token. sequences: [R, S] with it. ended: [R] bool, rows whose token is padding."""
+    def step(self, sequences: Tensor, padded: Tensor | None) -> Tensor:
+        """[R, V] after one more token. sequences: [R, S] with it. padded: [R] bool, rows whose token is padding."""
         ...
 
     def can_take_back(self) -> bool:
@@ -107,12 +107,12 @@ class CachedFeed:
         self.cache.repeat(self._late_copies)
         return logits.result().repeat_interleave(self._late_copies, 0)
 
-    def step(self, sequences: Tensor, ended: Tensor | None) -> Tensor:
+    def step(self, sequences: Tensor, padded: Tensor | None) -> Tensor:
         """Feed the last token. In a caller's cache, padding of ended rows becomes a hole: they can go on later."""
         tokens = sequences[:, -1:]
         positions = None
-        if ended is not None and self.given and len(tokens) > 1:
-            positions = torch.where(ended[:, None], -1, self.cache.next_positions(1))  # [R, 1]
+        if padded is not None and self.given and len(tokens) > 1:
+            positions = torch.where(padded[:, None], -1, self.cache.next_positions(1))  # [R, 1]
         if not self._extra:
             step: Tensor = self._model.step(tokens, self.cache, positions=positions)
             return step[:, -1]
@@ -146,7 +146,7 @@ class RecomputingFeed:
         logits.take(self._run(self._prompt.ids, logits.wanted(0, S)), 0, S)
         return logits.result()
 
-    def step(self, sequences: Tensor, ended: Tensor | None) -> Tensor:
+    def step(self, sequences: Tensor, padded: Tensor | None) -> Tensor:
         """The whole sequence."""
         return self._run(sequences, 1)[:, -1]
 

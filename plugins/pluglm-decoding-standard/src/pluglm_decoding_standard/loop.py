@@ -52,8 +52,9 @@ def run(job: Job) -> GenerationOutput:
         assert logits is not None
         end = S + count + 1
         tokens, best, scores = job.choose(logits, sequences[:, : end - 1], count)
-        if rows.ended is not None:
-            tokens = tokens.masked_fill(rows.ended, job.settings.pad)
+        padded = rows.ended  # rows that ended before this token
+        if padded is not None:
+            tokens = tokens.masked_fill(padded, job.settings.pad)
         sequences[:, end - 1] = tokens
         if logprobs is not None:
             logprobs.record(logits, tokens, count)
@@ -62,7 +63,7 @@ def run(job: Job) -> GenerationOutput:
             job.streamer.put(tokens)
         if rows.finished() or count + 1 == most:
             break
-        logits = job.feed.step(sequences[:, :end], rows.ended)
+        logits = job.feed.step(sequences[:, :end], padded)
     counts, reasons = rows.result()
     width = S + max(counts)
     job.feed.finish(width - 1)

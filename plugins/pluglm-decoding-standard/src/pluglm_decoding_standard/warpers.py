@@ -84,4 +84,4 @@ def keep_likely(scores: Tensor, share: Tensor) -> Tensor:
     """
     p = scores.softmax(-1)
     best = p.amax(-1, keepdim=True)
-    return scores.masked_fill((p < share * best) & (p < best), -torch.inf)
+    return scores.masked_fill(p < share * best, -torch.inf)

@@ -13,8 +13,6 @@ import jinja2
 from pluglm.errors import ConfigError, InputError
 from pluglm_tokenizers.sandbox import RefusedError, TemplateSandbox, UnboundedError
 
-_RESERVED = frozenset({"messages", "add_generation_prompt"})
-
 
 class ChatTemplates:
     """The templates of one tokenizer; each is compiled when it is first used.
@@ -31,7 +29,7 @@ class ChatTemplates:
         self._lock = threading.Lock()
 
     def render(
-        self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any], *, add_generation_prompt: bool,
+        self, messages: Sequence[Any], variables: Mapping[str, Any], *, add_generation_prompt: bool,
         plain_json: Callable[[str], str],
     ) -> str:  # fmt: skip
         """The text of a chat.
@@ -49,12 +47,9 @@ class ChatTemplates:
                 fix="Pass a text instead of messages, or put the model family's chat_template.jinja into the folder.",
                 argument="messages",
             )  # fmt: skip
-        if not messages or not all(isinstance(dict(m).get("role"), str) for m in messages):
+        if not messages or not all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in messages):
             raise InputError("a chat is a list of at least one message with a role.",
                              fix="Write [{'role': 'user', 'content': 'Hi'}].", argument="messages")  # fmt: skip
-        if clash := _RESERVED & set(variables):
-            raise InputError(f"{min(clash)!r} is set by the call itself.", fix="Choose another name.",
-                             argument=min(clash))  # fmt: skip
         template = self._template(name)
         context = {
             "tools": None, "documents": None, **self._tokens, **variables,

@@ -96,7 +96,7 @@ class JsonTokenizer:
         return token_id
 
     def _ends(self) -> tuple[list[int], list[int]]:
-        """What belongs before and after a text: the post-processor's word, or the config's flags where they say otherwise."""
+        """What stands before and after a text: the post-processor's word, unless the config's flags say otherwise."""
         prefix, suffix = self._engine.ends()
         if self._files.add_bos is not None:
             prefix = self._flagged("bos", self._files.add_bos, self.bos_token_id)

@@ -1,0 +1,282 @@
+"""The conformance kit for quantizers.
+
+    import pluglm_quantizer_torchao
+    from pluglm.testing.quantizer import QuantizerContract
+
+    class TestTorchao(QuantizerContract):
+        provider = pluglm_quantizer_torchao
+
+Dtypes and numerics are those of the provider's `pluglm.json`: `rtol` bounds a layer's error relative to its largest output,
+`atol` is added to it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.resources
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pluglm.contracts import Quantizer, QuantizerRequest, WeightMap, rules
+from pluglm.errors import UnsupportedRequestError
+from pluglm.weights import export_weights, load_weights
+
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+
+class QuantizerContract:
+    """Subclass it under a name that starts with Test. A test may be weakened only by `xfail(reason=…)`.
+
+    Attributes:
+        provider: the module or object with the hook `pluglm_build_quantizer`: what your entry point names.
+        name: which quantizer of the package's `pluglm.json`; None: the only one.
+        variant: what users write after the colon; None: the default.
+        device: where the tensors of the tests lie.
+        layer: the name of a layer that is taken.
+        sizes: (out, in) of the layers; pairwise different, and of a kind that is taken (multiples of a group).
+    """
+
+    provider: ClassVar[Any]
+    name: ClassVar[str | None] = None
+    variant: ClassVar[str | None] = None
+    device: ClassVar[str] = "cpu"
+    layer: ClassVar[str] = "layers.0.attn.q"
+    sizes: ClassVar[tuple[tuple[int, int], ...]] = ((96, 64), (32, 192), (160, 128))
+
+    # What a subclass may replace.
+
+    def facts(self) -> Mapping[str, Any]:
+        """The provider's entry in its package's `pluglm.json`."""
+        module = self.provider.__name__ if isinstance(self.provider, ModuleType) else type(self.provider).__module__
+        package = module.partition(".")[0]
+        text = (importlib.resources.files(importlib.import_module(package)) / "pluglm.json").read_text("utf-8")
+        found = [
+            facts
+            for facts in json.loads(text)["providers"]
+            if facts["kind"] == "quantizer" and self.name in (None, facts["name"])
+        ]
+        assert len(found) == 1, f"{len(found)} quantizers in {package}/pluglm.json; set `name` to one of them."
+        facts: dict[str, Any] = found[0]
+        return facts
+
+    def build(self, dtype: str | None = None, **request: Any) -> Quantizer:
+        """The quantizer for a compute dtype; the provider's hook is called as the core calls it."""
+        given = {"variant": self.variant, **request}
+        wanted = QuantizerRequest(device=self.device, dtype=dtype or self.dtypes()[0], **given)
+        quantizer: Quantizer = self.provider.pluglm_build_quantizer(request=wanted)
+        return quantizer
+
+    # What the facts settle.
+
+    def dtypes(self) -> tuple[str, ...]:
+        """The listed dtypes that this kit knows; all if none are listed."""
+        listed = self.facts().get("requires", {}).get("dtypes", ())
+        return tuple(name for name in DTYPES if name in listed or not listed)
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """One test for each listed dtype, with and without a bias, and for each size."""
+        values: dict[str, tuple[Any, ...]] = {
+            "dtype": self.dtypes(),
+            "unlisted": tuple(name for name in DTYPES if name not in self.dtypes()),
+            "bias": (False, True),
+            "size": self.sizes,
+        }
+        for name in sorted(values.keys() & set(metafunc.fixturenames)):
+            metafunc.parametrize(name, values[name], ids=str)
+
+    def tensors(self, size: tuple[int, int], dtype: str, bias: bool) -> tuple[Tensor, Tensor | None, Tensor]:
+        """weight [out, in], bias [out] or None, and an input [2, 3, in]; rows of the weight differ in scale."""
+        generator = torch.Generator().manual_seed(size[0] + size[1])
+        out_features, in_features = size
+        scales = torch.logspace(-2, 0, out_features)[:, None]
+        weight = torch.randn(size, generator=generator) * scales
+        shift = torch.randn(out_features, generator=generator)
+        x = torch.randn(2, 3, in_features, generator=generator)
+        moved = [t.to(device=self.device, dtype=getattr(torch, dtype)) for t in (weight, shift, x)]
+        return moved[0], moved[1] if bias else None, moved[2]
+
+    # The replacement.
+
+    def test_the_error_of_a_layer_is_within_the_declared_numerics(
+        self, size: tuple[int, int], dtype: str, bias: bool
+    ) -> None:
+        """Against the product of the given weights in float64."""
+        weight, shift, x = self.tensors(size, dtype, bias)
+        before = weight.clone()
+        y = self.build(dtype).quantize(self.layer, weight.clone(), shift)(x)
+        assert y.shape == (2, 3, size[0]), f"the output has shape {tuple(y.shape)}"
+        assert y.dtype == x.dtype, f"the output is {y.dtype}, the input {x.dtype}"
+        want = x.double() @ before.double().T + (shift.double() if shift is not None else 0)
+        numerics = self.facts().get("numerics", {})
+        limit = numerics.get("atol", 0.0) + numerics.get("rtol", 0.0) * float(want.abs().max())
+        error = float((y.double() - want).abs().max())
+        assert error <= limit, f"off by {error:.3g}, pluglm.json allows {limit:.3g}"
+
+    def test_a_replacement_has_no_weight_or_bias_of_its_own_and_needs_no_gradient(self, bias: bool) -> None:
+        """That is how packed and plain layers are told apart when a model is saved."""
+        module = self.quantized(self.dtypes()[0], bias)
+        own = {name for name, _ in module.named_parameters(recurse=False)}
+        assert not own & {"weight", "bias"}, f"it has parameters of its own called {sorted(own & {'weight', 'bias'})}"
+        held = [*module.parameters(), *module.buffers()]
+        assert held, "it holds neither parameters nor buffers: nothing would be moved or saved"
+        assert not any(t.requires_grad for t in module.parameters())
+        assert not any(t.is_meta for t in held)
+
+    def test_bits_are_those_of_the_packed_tensors(self) -> None:
+        """Scales included, on a layer that is wide enough for them to be few; within a tenth."""
+        size = (64, 1024)
+        weight, _, _ = self.tensors(size, self.dtypes()[0], bias=False)
+        quantizer = self.build()
+        packed = quantizer.pack(quantizer.quantize(self.layer, weight, None))
+        bits = 8 * sum(t.nbytes for t in packed.values()) / (size[0] * size[1])
+        assert abs(bits - quantizer.bits) <= 0.1 * bits, f"bits says {quantizer.bits}, the tensors take {bits:.2f}"
+
+    # Packing.
+
+    def quantized(self, dtype: str, bias: bool, quantizer: Quantizer | None = None) -> nn.Module:
+        """A replacement of the first size."""
+        weight, shift, _ = self.tensors(self.sizes[0], dtype, bias)
+        return (quantizer or self.build(dtype)).quantize(self.layer, weight, shift)
+
+    def test_what_was_packed_written_and_unpacked_computes_the_same_bits(
+        self, size: tuple[int, int], dtype: str, bias: bool, tmp_path: Path
+    ) -> None:
+        """The reader is another quantizer, which knows the config and the file alone."""
+        from safetensors.torch import load_file, save_file
+
+        writer = self.build(dtype)
+        weight, shift, x = self.tensors(size, dtype, bias)
+        module = writer.quantize(self.layer, weight, shift)
+        save_file({k: t.cpu() for k, t in writer.pack(module).items()}, tmp_path / "packed.safetensors")
+        reader = self.reader(writer, dtype)
+        again = reader.unpack(self.layer, load_file(tmp_path / "packed.safetensors")).to(self.device)
+        assert torch.equal(again(x), module(x))
+        for name, tensor in writer.pack(module).items():
+            assert torch.equal(reader.pack(again)[name], tensor), f"{name} differs after a round trip"
+
+    def test_tensor_names_are_the_keys_of_pack(self, bias: bool) -> None:
+        """For the writer, and for a reader that knows the config alone."""
+        writer = self.build()
+        names = set(writer.pack(self.quantized(self.dtypes()[0], bias, writer)))
+        for quantizer in (writer, self.reader(writer, self.dtypes()[0])):
+            listed = quantizer.tensor_names(self.layer)
+            assert len(set(listed)) == len(listed)
+            assert set(listed) == names, f"tensor_names says {sorted(listed)}, pack gives {sorted(names)}"
+        assert not any("." in name for name in names)
+
+    def reader(self, writer: Quantizer, dtype: str) -> Quantizer:
+        """The quantizer that a load of what `writer` saved would build."""
+        request = QuantizerRequest(device=self.device, dtype=dtype, config=json.loads(json.dumps(writer.config())))
+        quantizer: Quantizer = self.provider.pluglm_build_quantizer(request=request)
+        return quantizer
+
+    def test_a_whole_model_is_packed_saved_and_loaded_by_the_core(self, dtype: str) -> None:
+        """Two layers, the second with a bias, under names of the checkpoint's own."""
+        widths = self.sizes[0][1], self.sizes[0][0]
+        table = {"model.a.weight": "a.weight", "model.b.weight": "b.weight", "model.b.bias": "b.bias"}
+        weights = WeightMap(tuple(rules(table)), prefixes=("model.", ""))
+        torch.manual_seed(0)
+        plain = {"model.a.weight": torch.randn(widths[::-1]), "model.b.weight": torch.randn(widths)}
+        plain["model.b.bias"] = torch.randn(widths[0])
+        writer = self.build(dtype)
+        module = self._loaded(weights, plain, dtype, writer, packed=False)
+        saved = {name: tensor.clone().cpu() for name, tensor in export_weights(module, weights, writer)}
+        again = self._loaded(weights, saved, dtype, self.reader(writer, dtype), packed=True)
+        x = torch.randn(3, widths[0]).to(device=self.device, dtype=getattr(torch, dtype))
+        assert torch.equal(again(x), module(x))
+
+    def _loaded(
+        self, weights: WeightMap, tensors: Mapping[str, Tensor], dtype: str, quantizer: Quantizer, *, packed: bool
+    ) -> nn.Module:
+        width, inner = self.sizes[0][1], self.sizes[0][0]
+        module = nn.Sequential()
+        with torch.device("meta"):
+            module.add_module("a", nn.Linear(width, inner, bias=False))
+            module.add_module("b", nn.Linear(inner, width))
+        load_weights(
+            module, weights, _InMemory(tensors, {"quantization_config": quantizer.config()} if packed else {}),
+            device=self.device, dtype=getattr(torch, dtype), quantizer=quantizer, packed=packed,
+        )  # fmt: skip
+        return module
+
+    # What it says of itself.
+
+    def test_the_object_says_what_the_manifest_says(self) -> None:
+        """Its name is the listed one, and the Protocol is complete."""
+        quantizer = self.build()
+        assert isinstance(quantizer, Quantizer)
+        assert quantizer.name == self.facts()["name"]
+        assert 0 < quantizer.bits < 32
+
+    def test_the_config_is_json_and_names_the_provider(self) -> None:
+        """`quant_method` is how a load finds this plugin again."""
+        quantizer = self.build()
+        self.quantized(self.dtypes()[0], bias=True, quantizer=quantizer)
+        config = quantizer.config()
+        assert json.loads(json.dumps(config, allow_nan=False)) == config
+        assert config["quant_method"] == self.facts()["name"]
+
+    def test_a_refusal_is_a_reason_or_none(self) -> None:
+        """The layers of this kit are taken; of any other, an empty reason tells nobody anything."""
+        quantizer = self.build()
+        for out_features, in_features in self.sizes:
+            assert quantizer.refusal(self.layer, in_features, out_features) is None
+        for name, in_features, out_features in (("head", 64, 1000), (self.layer, 1, 1), (self.layer, 7, 13)):
+            reason = quantizer.refusal(name, in_features, out_features)
+            assert reason is None or (isinstance(reason, str) and reason)
+
+    # What it refuses.
+
+    def test_an_unknown_variant_or_option_is_refused_by_name(self) -> None:
+        """All in one go: `.reasons` holds every reason, not only the first."""
+        wrong: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
+            (("no-such-variant",), {"variant": "no-such-variant"}),
+            (("no_such_option",), {"options": (("no_such_option", 1),)}),
+            (("no-such-variant", "first", "second"), {
+                "variant": "no-such-variant", "options": (("first", 1), ("second", 2)),
+            }),
+        )  # fmt: skip
+        for words, request in wrong:
+            with pytest.raises(UnsupportedRequestError) as caught:
+                self.build(**request)
+            for word in words:
+                assert any(word in reason for reason in caught.value.reasons), f"no reason names {word}"
+                assert word in str(caught.value), f"the message does not name {word}"
+            assert caught.value.fix
+
+    def test_a_dtype_that_is_not_listed_is_refused_by_name(self, unlisted: str) -> None:
+        """The manifest and the hook agree."""
+        with pytest.raises(UnsupportedRequestError) as caught:
+            self.build(unlisted)
+        assert any(unlisted in reason for reason in caught.value.reasons)
+
+
+class _InMemory:
+    """A checkpoint that is not in a folder."""
+
+    path = Path("memory")
+    generation_config = None
+    fingerprint = "0"
+
+    def __init__(self, tensors: Mapping[str, Tensor], config: dict[str, Any]) -> None:
+        names = {torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64", torch.float16: "F16"}
+        self.config, self._held = config, tensors
+        self.tensors = {name: _Info(tuple(t.shape), names.get(t.dtype, "I8")) for name, t in tensors.items()}
+
+    def tensor(self, name: str) -> Tensor:
+        return self._held[name]
+
+    def file(self, name: str) -> Path | None:
+        return None
+
+
+class _Info:
+    def __init__(self, shape: tuple[int, ...], dtype: str) -> None:
+        self.shape, self.dtype = shape, dtype

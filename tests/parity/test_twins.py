@@ -1,0 +1,163 @@
+"""Each knob of each program matters: with that one broken, on the same weights, the logits are clearly others.
+
+Without these twins the parity tests could pass on checkpoints that do not use what they seem to test.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
+
+import kit
+import knobs
+import pytest
+import torch
+from checkpoints import VARIANTS
+from torch import Tensor
+
+from pluglm.contracts import DecoderProgram, Rope
+from pluglm.lm import LanguageModel
+
+Loaded = Callable[..., LanguageModel]
+
+#: A broken twin is at least this far from the model, ten times what parity allows.
+CLEARLY = 1e-3
+#: A text beyond every stretched length and window, and one below.
+TEXTS = (kit.prompt(90)[None], kit.prompt(20)[None])
+
+
+@pytest.fixture(scope="module")
+def sound(loaded: Loaded) -> Callable[[str], tuple[DecoderProgram, knobs.Weights, list[Tensor]]]:
+    """Variant -> its program, its weights, and the logits of `TEXTS`."""
+
+    @cache
+    def model(name: str) -> tuple[DecoderProgram, knobs.Weights, list[Tensor]]:
+        lm = loaded(name)
+        program = lm.model.description.program
+        assert program is not None
+        return program, dict(lm.model.module.state_dict()), [kit.run(lm.model.module, text) for text in TEXTS]
+
+    return model
+
+
+def distance(lm: LanguageModel, program: DecoderProgram, weights: knobs.Weights, logits: list[Tensor]) -> float:
+    """How far the logits of a twin are from `logits` at most."""
+    module = kit.build(program, lm)
+    module.load_state_dict({name: weights[name] for name, _ in module.named_parameters()})
+    return max(float((kit.run(module, text) - want).abs().max()) for text, want in zip(TEXTS, logits, strict=True))
+
+
+def renamed(weights: knobs.Weights) -> knobs.Weights:
+    """The weights also under the names that some twins want: norms moved to the other side, a head of its own."""
+    more = dict(weights)
+    for name, tensor in weights.items():
+        more.setdefault(name.replace("_norm_in", "_norm_out"), tensor)
+        more.setdefault(name.replace("_norm_out", "_norm_in"), tensor)
+    more.setdefault("head.weight", weights["embed.weight"].roll(1, dims=0))
+    return more
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_an_unbroken_twin_is_the_model_itself(name: str, sound: Any, loaded: Loaded) -> None:
+    program, weights, logits = sound(name)
+    assert distance(loaded(name), program, weights, logits) == 0.0
+
+
+@pytest.mark.parametrize("knob", knobs.KNOBS)
+def test_a_twin_with_one_knob_broken_gives_other_logits(knob: str, sound: Any, loaded: Loaded) -> None:
+    found: dict[str, float] = {}
+    for name in VARIANTS:
+        program, weights, logits = sound(name)
+        broken = knobs.KNOBS[knob](program)
+        if broken is not None:
+            found[name] = distance(loaded(name), broken, renamed(weights), logits)
+    assert found, "no checkpoint has this knob"
+    assert {name: d for name, d in found.items() if not d > CLEARLY} == {}, "these checkpoints do not need it"
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_field_that_a_program_uses_is_broken_by_some_twin(name: str, sound: Any) -> None:
+    program, _, _ = sound(name)
+    broken: set[str] = set()
+    for knob in knobs.KNOBS.values():
+        twin = knob(program)
+        broken |= set() if twin is None else set(differing(program, twin))
+    missing = used(program) - broken - set(knobs.NOT_BROKEN)
+    assert not missing
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(
+    "pair", [("mlp.gate", "mlp.up"), ("attn.k", "attn.v"), ("attn_norm", "mlp_norm"), ("q_norm", "k_norm")]
+)
+def test_a_twin_with_two_weights_exchanged_gives_other_logits(
+    name: str, pair: tuple[str, str], sound: Any, loaded: Loaded
+) -> None:
+    program, weights, logits = sound(name)
+    one, other = pair
+    exchanged = {key: weights.get(_exchange(key, one, other), tensor) for key, tensor in weights.items()}
+    same_shapes = all(exchanged[key].shape == tensor.shape for key, tensor in weights.items())
+    if not same_shapes or not any(one in key for key in weights):
+        pytest.skip("only Qwen 3 has norms of q and k, and of one size")
+    assert distance(loaded(name), program, exchanged, logits) > CLEARLY
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_twin_whose_query_heads_read_the_wrong_keys_gives_other_logits(name: str, sound: Any, loaded: Loaded) -> None:
+    """Head h reads key head h % K instead of h // (H / K): the query heads are dealt out like cards."""
+    program, weights, logits = sound(name)
+    spec = program.attention_specs()[0]
+    H, K, D = spec.num_heads, spec.num_kv_heads, spec.head_dim
+    order = torch.arange(H).view(H // K, K).T.reshape(-1)  # [H], new place -> old head
+    dealt = dict(weights)
+    for key, tensor in weights.items():
+        if ".attn.q." in key or (".attn.q_norm." in key and tensor.shape[0] == H * D):
+            dealt[key] = tensor.unflatten(0, (H, D))[order].flatten(0, 1)
+        if ".attn.o.weight" in key:
+            dealt[key] = tensor.unflatten(1, (H, D))[:, order].flatten(1, 2)
+    assert distance(loaded(name), program, dealt, logits) > CLEARLY
+
+
+def _exchange(key: str, one: str, other: str) -> str:
+    return key.replace(one, other) if one in key else key.replace(other, one)
+
+
+def used(program: DecoderProgram) -> set[str]:
+    """Fields, as "Class.field", whose value in this program is not the field's default."""
+    found = set()
+    for node in knobs.nodes(program):
+        kind = type(node).__name__
+        for field in dataclasses.fields(node):
+            value = getattr(node, field.name)
+            structure = isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0])
+            if kind == "Rope" and field.name == "parameters":
+                found |= {f"Rope.parameters.{name}" for name, _ in value}
+            elif value != field.default and not structure:
+                found.add(f"{kind}.{field.name}")
+    return found - {
+        "Attention.spec",
+        "AttentionSpec.mask",
+        "Part.op",
+        "DecoderProgram.embedding",
+        "DecoderProgram.head",
+    }
+
+
+def differing(one: Any, other: Any) -> Iterator[str]:
+    """Fields, as "Class.field", in which two programs differ."""
+    if isinstance(one, tuple):
+        for a, b in zip(one, other, strict=True):
+            yield from differing(a, b)
+        return
+    if not dataclasses.is_dataclass(one) or type(one) is not type(other):
+        return
+    for field in dataclasses.fields(one):
+        a, b = getattr(one, field.name), getattr(other, field.name)
+        name = f"{type(one).__name__}.{field.name}"
+        if isinstance(one, Rope) and field.name == "parameters":
+            yield from (f"{name}.{key}" for key in dict(a) if dict(a)[key] != dict(b).get(key))
+        elif a != b:
+            yield name
+            yield from differing(a, b)
