@@ -168,7 +168,7 @@ def read_request(
                 argument="options",
             )
     parts = {}
-    for kind, text in named.items():
+    for kind, text in {**dict.fromkeys(PARTS), **named}.items():
         said = tuple(sorted(options.get(kind, {}).items()))
         if text is None:
             text = PARTS[kind]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from packaging.requirements import InvalidRequirement, Requirement
@@ -190,10 +189,3 @@ def _manifest_error(what: str, error: ValidationError, path: object, plugin: str
 def json_schema() -> dict[str, Any]:
     """The JSON schema of `pluglm.json`."""
     return Manifest.model_json_schema(by_alias=True)
-
-
-def build_manifest(pyproject: Path) -> Path:
-    """Write the `pluglm.json` that a plugin's pyproject.toml describes; see `pluglm.manifest_build`."""
-    from pluglm.manifest_build import build_manifest as build
-
-    return build(pyproject)

@@ -246,7 +246,7 @@ def test_the_schema_is_printed(site):
     ("arguments", "message"),
     [
         (("plugin",), "No such command 'plugin'. Did you mean 'plugins'?"),
-        (("xyz",), "No such command 'xyz'. There are: generate, chat, explain, plugins."),
+        (("xyz",), "No such command 'xyz'. There are: generate, chat, explain, new, plugins."),
         (("plugins", "lst"), "No such command 'lst'."),
         (("plugins", "list", "--knd", "x"), "No such option"),
         (("plugins", "why", "atention"), "'atention' is not one of 'architecture', 'attention'"),

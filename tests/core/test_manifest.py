@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pluglm.errors import ManifestError, SaveError
-from pluglm.manifest import Manifest, build_manifest, json_schema, parse_facts, parse_manifest
-from pluglm.manifest_build import prepare_manifest, write_manifest
+from pluglm.manifest import Manifest, json_schema, parse_facts, parse_manifest
+from pluglm.manifest_build import build_manifest, prepare_manifest, write_manifest
 
 FACTS = {"kind": "attention", "name": "fa3", "summary": "Fast.", "api": ">=1.0,<2"}
 PYPROJECT = """

@@ -200,6 +200,8 @@ ARGUMENTS: dict[str, Row] = {
         load(tokenizer="tokenizers", options={"tokenizer": {"fast": True}}), UnsupportedRequestError, ("fast", "To do")),
     "options with auto": (
         load(options={"cache": {"size": 3}}), InputError, ("options for the cache need a named one", "auto", "cache=")),
+    "explain: options with auto": (
+        lambda m: pluglm.explain(m, options={"cache": {"size": 3}}), InputError, ("options for the cache need a named one",)),
     "options of no kind": (load(options={"cash": {"size": 3}}), InputError, ("'cash'", "parts are", "cache")),
     "options that are no mapping": (load(options={"cache": 3}), InputError, ("does not name a part", "To do")),
     "options are a list": (load(options=["cache"]), InputError, ("options", "To do")),

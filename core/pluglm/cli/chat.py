@@ -49,6 +49,12 @@ def command(system: str | None, **arguments: Any) -> None:
             messages.pop()
             click.echo(f"{e}\nUse /reset to start over.", err=True)
             continue
+        except InputError as e:
+            if e.data.get("argument") not in ("messages", "prompt"):
+                raise  # about a setting, which would be as wrong in the next turn
+            messages.pop()
+            click.echo(str(e), err=True)
+            continue
         click.echo()
         messages.append({"role": "assistant", "content": "".join(pieces)})
 

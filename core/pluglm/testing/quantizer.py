@@ -6,8 +6,8 @@
     class TestTorchao(QuantizerContract):
         provider = pluglm_quantizer_torchao
 
-Dtypes and numerics are those of the provider's `pluglm.json`: `rtol` bounds a layer's error relative to its largest output,
-`atol` is added to it.
+Dtypes and numerics are those of the provider's `pluglm.json`: `rtol` bounds a layer's error relative to its largest
+output, `atol` is added to it.
 """
 
 from __future__ import annotations
@@ -230,7 +230,7 @@ class QuantizerContract:
             assert quantizer.refusal(self.layer, in_features, out_features) is None
         for name, in_features, out_features in (("head", 64, 1000), (self.layer, 1, 1), (self.layer, 7, 13)):
             reason = quantizer.refusal(name, in_features, out_features)
-            assert reason is None or (isinstance(reason, str) and reason)
+            assert reason is None or (type(reason) is str and reason != "")
 
     # What it refuses.
 
@@ -262,7 +262,7 @@ class _InMemory:
     """A checkpoint that is not in a folder."""
 
     path = Path("memory")
-    generation_config = None
+    generation_config: dict[str, Any] | None = None
     fingerprint = "0"
 
     def __init__(self, tensors: Mapping[str, Tensor], config: dict[str, Any]) -> None:

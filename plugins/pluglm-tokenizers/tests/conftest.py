@@ -10,7 +10,12 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-CORPUS = ["hello world, this is a small text", "def f(x): return x + 1", "naïve café 日本語 🙂", "user assistant system"] * 4
+CORPUS = [
+    "hello world, this is a small text",
+    "def f(x): return x + 1",
+    "naïve café 日本語 🙂",
+    "user assistant system",
+] * 4
 SPECIAL = ["<|bos|>", "<|eos|>", "<|im_start|>", "<|im_end|>"]
 
 
@@ -19,7 +24,10 @@ def byte_level() -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=330, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=330,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(CORPUS, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single="<|bos|> $A", special_tokens=[("<|bos|>", 0)])
@@ -30,7 +38,9 @@ def byte_level() -> Tokenizer:
 def make(tmp_path: Path) -> Callable[..., Path]:
     """Writes a folder: `make(config={…}, template="…", tokenizer=…)`."""
 
-    def write(*, tokenizer: Tokenizer | str | None = None, config: dict[str, Any] | None = None, template: str | None = None) -> Path:
+    def write(
+        *, tokenizer: Tokenizer | str | None = None, config: dict[str, Any] | None = None, template: str | None = None
+    ) -> Path:
         text = tokenizer if isinstance(tokenizer, str) else (tokenizer or byte_level()).to_str()
         (tmp_path / "tokenizer.json").write_text(text, encoding="utf-8")
         config = {"bos_token": "<|bos|>", "eos_token": {"content": "<|eos|>"}} if config is None else config

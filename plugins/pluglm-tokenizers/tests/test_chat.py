@@ -27,7 +27,7 @@ TEMPLATES = (
 )
 CHAT = [
     {"role": "system", "content": " be brief "},
-    {"role": "user", "content": "a < b and c > d, naïve 日本語 \"quotes\""},
+    {"role": "user", "content": 'a < b and c > d, naïve 日本語 "quotes"'},
     {"role": "assistant", "content": "1 + 1\n= 2"},
 ]
 
@@ -53,7 +53,9 @@ def test_a_chat_has_the_ids_of_the_reference_library(make: Make, template: str) 
 
 
 @pytest.mark.parametrize("text", ("hello world", "a <|im_end|> b", "", "naïve 🙂"))
-@pytest.mark.parametrize("flags", ({}, {"add_bos_token": True}, {"add_bos_token": False}, {"add_eos_token": True}), ids=str)
+@pytest.mark.parametrize(
+    "flags", ({}, {"add_bos_token": True}, {"add_bos_token": False}, {"add_eos_token": True}), ids=str
+)
 def test_a_text_has_the_ids_of_the_reference_library(make: Make, text: str, flags: dict[str, bool]) -> None:
     transformers = pytest.importorskip("transformers")
     folder = make(config={**BASE, **flags, "tokenizer_class": "PreTrainedTokenizerFast"})
@@ -62,14 +64,18 @@ def test_a_text_has_the_ids_of_the_reference_library(make: Make, text: str, flag
 
 
 def test_a_template_that_builds_control_tokens_of_roles_gets_them(make: Make) -> None:
-    tokenizer = build(make(config=BASE, template="{% for m in messages %}{{ '<|' + m.role + '|>' + m.content }}{% endfor %}"))
+    tokenizer = build(
+        make(config=BASE, template="{% for m in messages %}{{ '<|' + m.role + '|>' + m.content }}{% endfor %}")
+    )
     ids = tokenizer.apply_chat_template([{"role": "im_start", "content": "<|im_end|>"}])
     assert ids[0] in tokenizer.special_ids
     assert not tokenizer.special_ids & set(ids[1:])
     assert text(tokenizer, ids) == "<|im_start|><|im_end|>"
 
 
-@pytest.mark.parametrize("content", ("|im_end|>", "  |im_end|>", "x <|im_end|> y <|im_start|>", "<|im_en<|im_end|>d|>", "<|im_start"))
+@pytest.mark.parametrize(
+    "content", ("|im_end|>", "  |im_end|>", "x <|im_end|> y <|im_start|>", "<|im_en<|im_end|>d|>", "<|im_start")
+)
 def test_content_and_template_do_not_add_up_to_a_control_token(make: Make, content: str) -> None:
     tokenizer = build(make(config=BASE, template="{% for m in messages %}<{{ m.content | trim }}|>{% endfor %}"))
     ids = tokenizer.apply_chat_template([{"role": "user", "content": content}])

@@ -42,7 +42,9 @@ class TestUnigramThatKnowsItsControlTokensAsPieces(TokenizerContract):
 
     @pytest.fixture
     def folder(self, make: Callable[..., Path]) -> Path:
-        pieces = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0)] + [(c, -3.0) for c in "▁</>sabcdefghijklmnopqrtuvwxyz\n\t():éï"]
+        pieces = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0)] + [
+            (c, -3.0) for c in "▁</>sabcdefghijklmnopqrtuvwxyz\n\t():éï"
+        ]
         tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0))
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
         tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")

@@ -31,7 +31,9 @@ def build(folder: Path) -> Tokenizer:
         ({"add_bos_token": False, "tokenizer_class": "PreTrainedTokenizerFast"}, ([0], [])),
     ),
 )  # fmt: skip
-def test_the_configs_flags_say_what_stands_at_the_ends(make: Make, flags: dict[str, Any], ends: tuple[list[int], list[int]]) -> None:
+def test_the_configs_flags_say_what_stands_at_the_ends(
+    make: Make, flags: dict[str, Any], ends: tuple[list[int], list[int]]
+) -> None:
     tokenizer = build(make(config={**BASE, **flags}))
     body = tokenizer.encode("hello", add_special_tokens=False)
     assert tokenizer.encode("hello") == [*ends[0], *body, *ends[1]]
@@ -104,7 +106,9 @@ def test_a_files_truncation_and_padding_are_not_applied(make: Make) -> None:
 def test_a_normalizer_cannot_make_a_control_token(make: Make) -> None:
     native = Native(models.Unigram([("<unk>", 0.0), ("</s>", 0.0), *((c, -2.0) for c in "</s>ab")], unk_id=0))
     native.normalizer = normalizers.NFKC()
-    tokenizer = build(make(tokenizer=native, config={"eos_token": "</s>", "unk_token": "<unk>"}, template="{{ messages[0].content }}"))
+    tokenizer = build(
+        make(tokenizer=native, config={"eos_token": "</s>", "unk_token": "<unk>"}, template="{{ messages[0].content }}")
+    )
     wide = "a＜/ｓ＞b"
     for ids in (tokenizer.encode(wide), tokenizer.apply_chat_template([{"role": "user", "content": wide}])):
         assert 1 not in ids

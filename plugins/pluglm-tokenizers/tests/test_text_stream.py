@@ -27,7 +27,10 @@ def test_pieces_of_any_ids_are_the_decoded_text(native: Tokenizer, ids: list[int
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(text=st.text(alphabet="ab🙂é \n", max_size=30), stop=st.lists(st.text(alphabet="ab🙂", min_size=1, max_size=3), max_size=3))
+@given(
+    text=st.text(alphabet="ab🙂é \n", max_size=30),
+    stop=st.lists(st.text(alphabet="ab🙂", min_size=1, max_size=3), max_size=3),
+)
 def test_pieces_end_before_the_first_stop_string(native: Tokenizer, text: str, stop: list[str]) -> None:
     stream = TextStream(native.decode, tuple(stop))
     got = "".join(stream.push(i) for i in native.encode(text, add_special_tokens=False).ids) + stream.finish()

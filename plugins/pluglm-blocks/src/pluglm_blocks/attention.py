@@ -15,7 +15,7 @@ from pluglm_blocks import ops, rope
 from pluglm_blocks.norm import build_norm
 
 if TYPE_CHECKING:
-    from pluglm_blocks.build import BuildContext
+    from pluglm_blocks.context import BuildContext
     from pluglm_blocks.pass_state import PassState
 
 

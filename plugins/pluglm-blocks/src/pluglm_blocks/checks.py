@@ -15,7 +15,7 @@ from pluglm_blocks import norm as norms
 from pluglm_blocks.layer import Layer
 
 if TYPE_CHECKING:
-    from pluglm_blocks.build import BuildContext
+    from pluglm_blocks.context import BuildContext
 
 
 def program_refusals(context: BuildContext) -> list[str]:

@@ -13,7 +13,7 @@ from pluglm_blocks.layer import Layer
 from pluglm_blocks.norm import build_norm
 
 if TYPE_CHECKING:
-    from pluglm_blocks.build import BuildContext
+    from pluglm_blocks.context import BuildContext
 
 
 class Decoder(nn.Module):

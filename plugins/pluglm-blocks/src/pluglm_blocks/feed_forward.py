@@ -10,7 +10,7 @@ from pluglm.contracts import FeedForward
 from pluglm_blocks.ops import ACTIVATIONS
 
 if TYPE_CHECKING:
-    from pluglm_blocks.build import BuildContext
+    from pluglm_blocks.context import BuildContext
     from pluglm_blocks.pass_state import PassState
 
 

@@ -12,7 +12,7 @@ from pluglm.contracts import Layer as LayerProgram
 from pluglm_blocks.norm import build_norm
 
 if TYPE_CHECKING:
-    from pluglm_blocks.build import BuildContext
+    from pluglm_blocks.context import BuildContext
     from pluglm_blocks.pass_state import PassState
 
 

@@ -75,18 +75,13 @@ class TorchaoQuantizer:
         """The layer that `pack` was given."""
         from torchao.quantization import Int8Tensor
 
-        qdata = tensors["qdata"]
-        if qdata.dtype != torch.int8 or qdata.ndim != 2:
-            raise CheckpointError(
-                f"the packed weight of {name!r} is {qdata.dtype} {list(qdata.shape)}, not int8 [out, in].",
-                why="quantization_config says torchao int8.", fix="Save the model again from its plain weights.",
-                tensor=f"{name}.qdata",
-            )  # fmt: skip
+        _check_packed(name, tensors)
+        qdata, bias = tensors["qdata"], tensors.get("bias")
         facts = {
             "block_size": [1, qdata.shape[1]], "dtype": self._dtype, "act_quant_kwargs": None, "reduce_range": False,
         }  # fmt: skip
         weight = Int8Tensor.__tensor_unflatten__({n: tensors[n] for n in TENSORS}, facts, None, None)
-        return PackedLinear(_linear(weight, tensors.get("bias")))
+        return PackedLinear(_linear(weight, None if bias is None else bias.to(self._dtype)))
 
     def config(self) -> dict[str, Any]:
         """Written beside packed weights, and read back by `check` and `make`."""
@@ -127,6 +122,25 @@ def make(request: QuantizerRequest) -> TorchaoQuantizer:
     config = request.config or {}
     dtype = getattr(torch, request.dtype)
     return TorchaoQuantizer(dtype, frozenset(config.get("biased", ())))
+
+
+def _check_packed(name: str, tensors: Mapping[str, Tensor]) -> None:
+    """Raises CheckpointError unless shapes and dtypes are those that `pack` gives."""
+    rows = tensors["qdata"].shape[0] if tensors["qdata"].ndim == 2 else "out"
+    expected: dict[str, tuple[tuple[torch.dtype, ...], list[Any]]] = {
+        "qdata": ((torch.int8,), [rows, tensors["qdata"].shape[1] if rows != "out" else "in"]),
+        "scale": ((torch.float32,), [rows, 1]), "zero_point": ((torch.int8,), [rows, 1]), "bias": ((torch.float32, torch.bfloat16), [rows]),
+    }  # fmt: skip
+    for short, tensor in tensors.items():
+        dtypes, shape = expected[short]
+        if tensor.dtype not in dtypes or list(tensor.shape) != shape:
+            wanted = f"{dtypes[0]} [{', '.join(map(str, shape))}]"
+            raise CheckpointError(
+                f"the packed weight of {name!r} does not fit: "
+                f"{short} is {tensor.dtype} {list(tensor.shape)}, not {wanted}.",
+                why="quantization_config says torchao int8, one scale a row.",
+                fix="Save the model again from its plain weights.", tensor=f"{name}.{short}",
+            )  # fmt: skip
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:

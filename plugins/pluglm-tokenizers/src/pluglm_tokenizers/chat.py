@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -99,12 +98,3 @@ def _now(form: str) -> str:
     if len(form) > 100:
         raise UnboundedError("strftime_now is asked for a format of more than 100 characters")
     return datetime.now().strftime(form)
-
-
-def to_json(
-    value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
-) -> str:
-    """JSON without HTML escapes, as templates of language models expect of `tojson`."""
-    if indent is not None and not 0 <= indent <= 16:
-        raise UnboundedError("tojson is asked for an indent outside 0 … 16")
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

@@ -8,6 +8,7 @@ the memory of many values that are each below the limit, and the time inside one
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -161,8 +162,6 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
     def _tojson(self, value: Any, *args: Any, **kwargs: Any) -> str:
-        from pluglm_tokenizers.chat import to_json
-
         text: str = self._budget.plain_json(to_json(value, *args, **kwargs))
         return text
 
@@ -190,12 +189,19 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         one = width if isinstance(width, str) else " " * _bounded(width)
         _bounded(len(text) + (text.count("\n") + 1) * len(one))
         lines = text.split("\n")
-        return "\n".join(
-            one + line if (i or first) and (line or blank) else line for i, line in enumerate(lines)
-        )
+        return "\n".join(one + line if (i or first) and (line or blank) else line for i, line in enumerate(lines))
 
 
 def _bounded(characters: int) -> int:
     if characters > _MAX_CHARACTERS:
         raise UnboundedError(f"a text of more than {_MAX_CHARACTERS:,} characters")
     return characters
+
+
+def to_json(
+    value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    """JSON without HTML escapes, as templates of language models expect of `tojson`."""
+    if indent is not None and not 0 <= indent <= 16:
+        raise UnboundedError("tojson is asked for an indent outside 0 … 16")
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
