@@ -187,13 +187,13 @@ class CausalLM(nn.Module):
         result = CausalOutput(output.logits, kept, output.hidden_states)
         return result.to_tuple() if return_dict is False else result
 
-    def _check_input(self, tokens: Tensor, are_ids: bool) -> None:
+    def _check_input(self, tokens: Any, are_ids: bool) -> None:
         C, V = self.description.hidden_size, self.description.vocab_size
         if not isinstance(tokens, Tensor):
             name = "input_ids" if are_ids else "inputs_embeds"
             raise InputError(f"{name} is a {type(tokens).__name__}, not a tensor.",
                              fix="Pass torch.tensor(…) of shape [B, T].", argument=name)  # fmt: skip
-        if are_ids and (tokens.ndim != 2 or tokens.is_floating_point()):
+        if are_ids and (tokens.ndim != 2 or tokens.is_floating_point() or tokens.dtype is torch.bool):
             raise InputError(
                 f"input_ids has shape {tuple(tokens.shape)} and dtype {tokens.dtype}; it must be integers [B, T].",
                 fix="Pass one prompt as input_ids[None], embeddings as inputs_embeds.",

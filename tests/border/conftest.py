@@ -38,4 +38,3 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-compile"]
     border_kit.run([*pip, "--disable-pip-version-check", "--target", str(target), *map(str, wheels)])
     return target
-

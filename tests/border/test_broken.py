@@ -14,7 +14,9 @@ import pytest
 KINDS = ("attention", "cache", "decoding")
 ROWS = [(kind, name) for kind in KINDS for name in breaks.breaks_of(kind)]
 #: Kinds that `auto` does not choose, spot-checked by name.
-SPOTS = [("quantizer", name) for name in ("import-error", "misspelt-hook", "raises-in-build", "returns-dict", "other-api")]
+SPOTS = [
+    ("quantizer", name) for name in ("import-error", "misspelt-hook", "raises-in-build", "returns-dict", "other-api")
+]
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +201,10 @@ def test_two_copies_of_one_version_are_refused_as_well(clashing: dict[str, Any])
 def test_a_model_type_that_two_distributions_read_is_never_guessed(clashing: dict[str, Any]) -> None:
     result = clashing["llama"]
     assert result["error"] == "PluginConflictError"
-    assert result["data"]["candidates"] == ["acme-architecture:architecture/llama", "pluglm-arch-llama:architecture/llama"]
+    assert result["data"]["candidates"] == [
+        "acme-architecture:architecture/llama",
+        "pluglm-arch-llama:architecture/llama",
+    ]
     assert clashing["llama by id"]["parts"]["architecture"] == "pluglm-arch-llama:architecture/llama"
 
 

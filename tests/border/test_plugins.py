@@ -41,7 +41,9 @@ def told(site: Path, llama: Path, tiny: Path, tmp_path_factory: pytest.TempPathF
             "tokenizer": load(tokenizer="letters", ids="hello"),
             "source": load(model="acme-zoo"),
             "architecture": load(model=tiny, ids=[3, 17, 5]),
-            "architecture, other parts": load(model=tiny, ids=[3, 17, 5], attention="groups", cache="chunks", executor="counting"),
+            "architecture, other parts": load(
+                model=tiny, ids=[3, 17, 5], attention="groups", cache="chunks", executor="counting"
+            ),
             "by id": load(attention="acme-attention:attention/groups"),
             **{
                 f"option of {kind}": load(**{kind: name}, options={kind: {"no_such_option": 1}})

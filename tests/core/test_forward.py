@@ -339,7 +339,23 @@ def test_an_empty_input_is_refused(model: CausalLM, shape: tuple[int, ...]) -> N
     assert error.argument == "input_ids"
 
 
-@pytest.mark.parametrize("ids", [IDS[0], IDS[None], IDS.float()])
+@pytest.mark.parametrize("name", ["input_ids", "inputs_embeds"])
+def test_what_is_no_tensor_is_refused(model: CausalLM, name: str) -> None:
+    error = refusal(model, **{name: [[1, 2]]})
+    assert error.what == f"{name} is a list, not a tensor."
+    assert error.fix == "Pass torch.tensor(…) of shape [B, T]."
+    assert error.argument == name
+
+
+@pytest.mark.parametrize("wrong", [-1, V])
+def test_ids_outside_the_vocabulary_are_refused(model: CausalLM, wrong: int) -> None:
+    error = refusal(model, torch.tensor([[0, V - 1, wrong]]))
+    assert error.what == f"input_ids holds {wrong}, which is outside the vocabulary of {V}."
+    assert error.fix == "Use ids of this model's tokenizer; mark padding in attention_mask, with any valid id."
+    assert error.argument == "input_ids"
+
+
+@pytest.mark.parametrize("ids", [IDS[0], IDS[None], IDS.float(), IDS > 3])
 def test_ids_are_a_matrix_of_integers(model: CausalLM, ids: Tensor) -> None:
     error = refusal(model, ids)
     assert error.what == f"input_ids has shape {tuple(ids.shape)} and dtype {ids.dtype}; it must be integers [B, T]."

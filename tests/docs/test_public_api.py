@@ -60,7 +60,8 @@ def plugin_modules() -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "code", ["import pluglm", "from pluglm import hookimpl, InputError", "from pluglm import Plan", "import pluglm.cli.main"]
+    "code",
+    ["import pluglm", "from pluglm import hookimpl, InputError", "from pluglm import Plan", "import pluglm.cli.main"],
 )
 def test_importing_loads_no_torch_and_no_plugin(code: str) -> None:
     loaded = loaded_by(code)

@@ -425,7 +425,9 @@ def test_a_model_without_a_template_refuses_a_chat(tmp_path: Path, write_model: 
     assert lm.generate("Hi", max_new_tokens=2)
 
 
-def test_naming_a_tokenizer_for_a_folder_without_one_is_refused(tmp_path: Path, write_model: Callable[..., Path]) -> None:
+def test_naming_a_tokenizer_for_a_folder_without_one_is_refused(
+    tmp_path: Path, write_model: Callable[..., Path]
+) -> None:
     path = write_model(tmp_path / "ids", tokenizer=False)
     refused(lambda: pluglm.load(path, tokenizer="tokenizers"), PlanError, ("has no tokenizer.json", "To do"))
 

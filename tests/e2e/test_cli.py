@@ -133,7 +133,13 @@ def test_explain_as_json_is_a_plan_that_load_replays(run: Run, folder: Path, lm:
 def test_explain_prints_the_model_on_one_page(run: Run, folder: Path) -> None:
     result = run("explain", folder, "--program")
     assert result.code == 0 and len(result.out.splitlines()) < 40
-    for fragment in ("llama: 2 layers, hidden 24, vocabulary 307", "context 192", "layers 0 to 1", "final norm", "head"):
+    for fragment in (
+        "llama: 2 layers, hidden 24, vocabulary 307",
+        "context 192",
+        "layers 0 to 1",
+        "final norm",
+        "head",
+    ):
         assert fragment in result.out
     program = json.loads(run("explain", folder, "--program", "--json").out)
     assert len(program["layers"]) == 2
@@ -157,9 +163,7 @@ def test_reset_forgets_and_an_empty_line_ends(run: Run, folder: Path, lm: pluglm
     assert result == Result(0, f"{first}\n{first}\n", "")
 
 
-def test_a_turn_that_is_too_long_is_said_and_the_chat_goes_on(
-    run: Run, folder: Path, lm: pluglm.LanguageModel
-) -> None:
+def test_a_turn_that_is_too_long_is_said_and_the_chat_goes_on(run: Run, folder: Path, lm: pluglm.LanguageModel) -> None:
     answer = text_of(lm, [{"role": "user", "content": "hello"}], max_new_tokens=8)
     result = run("chat", "-m", folder, "-n", "8", stdin="q" * 300 + "\nhello\n")
     assert result.code == 0 and result.out == answer + "\n"
@@ -173,7 +177,9 @@ def test_a_message_that_the_template_refuses_does_not_end_the_chat(
 
     model = Path(shutil.copytree(folder, tmp_path / "strict"))
     said = json.loads((model / "tokenizer_config.json").read_text())
-    said["chat_template"] = "{% if messages[-1].content == 'no' %}{{ raise_exception('not that') }}{% endif %}" + said["chat_template"]
+    said["chat_template"] = (
+        "{% if messages[-1].content == 'no' %}{{ raise_exception('not that') }}{% endif %}" + said["chat_template"]
+    )
     (model / "tokenizer_config.json").write_text(json.dumps(said))
     answer = text_of(lm, [{"role": "user", "content": "hello"}], max_new_tokens=8)
     result = run("chat", "-m", model, "-n", "8", stdin="no\nhello\n")

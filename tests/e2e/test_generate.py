@@ -161,14 +161,14 @@ def test_what_breaks_in_a_stream_reaches_its_reader(lm: pluglm.LanguageModel) ->
 
 
 @pytest.mark.parametrize("settings", [{}, {"temperature": 1.1, "top_p": 0.9}], ids=["greedy", "sampling"])
-def test_a_ragged_batch_gives_each_row_what_it_gives_alone(
-    lm: pluglm.LanguageModel, settings: dict[str, Any]
-) -> None:
+def test_a_ragged_batch_gives_each_row_what_it_gives_alone(lm: pluglm.LanguageModel, settings: dict[str, Any]) -> None:
     rows = [list(IDS), [8], [40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50], [7, 7]]
     seeds = [{"seed": (100 + i,)} if settings else {} for i in range(len(rows))]
     together: dict[str, Any] = {"seed": tuple(100 + i for i in range(len(rows)))} if settings else {}
     done = many(lm.complete(rows, max_new_tokens=30, **settings, **together))
-    alone = [one(lm.complete(row, max_new_tokens=30, **settings, **seed)) for row, seed in zip(rows, seeds, strict=True)]
+    alone = [
+        one(lm.complete(row, max_new_tokens=30, **settings, **seed)) for row, seed in zip(rows, seeds, strict=True)
+    ]
     assert [c.token_ids for c in done] == [c.token_ids for c in alone]
     assert len({c.token_ids for c in done}) == len(rows)
 
@@ -322,7 +322,9 @@ def test_a_model_saved_in_another_dtype_loads_in_it(tmp_path: Path, folder: Path
 # Quantizing
 
 
-def test_packing_while_loading_is_packing_a_loaded_model(folder: Path, lm: pluglm.LanguageModel, tmp_path: Path) -> None:
+def test_packing_while_loading_is_packing_a_loaded_model(
+    folder: Path, lm: pluglm.LanguageModel, tmp_path: Path
+) -> None:
     reading = pluglm.load(folder, quantizer="torchao")
     loaded = pluglm.load(folder)
     assert loaded.quantize("torchao") == 14
@@ -334,7 +336,9 @@ def test_packing_while_loading_is_packing_a_loaded_model(folder: Path, lm: plugl
     reading.save(tmp_path / "packed")
     packed = pluglm.load(tmp_path / "packed")
     assert torch.equal(logits(packed), logits(reading))
-    assert (tmp_path / "packed" / "model.safetensors").stat().st_size < 0.7 * (folder / "model.safetensors").stat().st_size
+    assert (tmp_path / "packed" / "model.safetensors").stat().st_size < 0.7 * (
+        folder / "model.safetensors"
+    ).stat().st_size
     with pytest.raises(PlanError, match="packed already"):
         pluglm.load(tmp_path / "packed", quantizer="torchao")
     with pytest.raises(PlanError, match="packed already"):

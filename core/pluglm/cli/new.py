@@ -19,6 +19,6 @@ def command(kind: str, name: str, path: Path | None) -> None:
     folder = scaffold.write(path or Path(scaffold.distribution))
     click.echo(f"Wrote {scaffold.distribution} to {folder}.")
     click.echo("Next:")
-    click.echo(f"  pip install -e {folder}")
+    click.echo(f"  pip install -e {folder if folder.is_absolute() else f'./{folder}'}")
     click.echo(f"  pluglm plugins info {scaffold.distribution}:{kind}/{name}")
     click.echo(f"  pytest {folder}")

@@ -43,8 +43,8 @@ class Scaffold:
             known = "" if self.kind in KINDS else f", and pluglm has no such kind (it has {', '.join(KINDS)})"
             raise InputError(
                 f"there is no template for a plugin of kind {self.kind!r}{known}.",
-                fix=f"There are templates for {', '.join(kinds())}. For another kind start from one of these, or from a "
-                "first-party plugin of that kind; docs/reference has the hooks.",
+                fix=f"There are templates for {', '.join(kinds())}. For another kind start from one of these, or from "
+                "a first-party plugin of that kind; docs/reference has the hooks.",
                 argument="kind",
             )
         if not _NAME.fullmatch(self.name):

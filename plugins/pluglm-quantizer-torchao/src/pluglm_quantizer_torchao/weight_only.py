@@ -129,7 +129,8 @@ def _check_packed(name: str, tensors: Mapping[str, Tensor]) -> None:
     rows = tensors["qdata"].shape[0] if tensors["qdata"].ndim == 2 else "out"
     expected: dict[str, tuple[tuple[torch.dtype, ...], list[Any]]] = {
         "qdata": ((torch.int8,), [rows, tensors["qdata"].shape[1] if rows != "out" else "in"]),
-        "scale": ((torch.float32,), [rows, 1]), "zero_point": ((torch.int8,), [rows, 1]), "bias": ((torch.float32, torch.bfloat16), [rows]),
+        "scale": ((torch.float32,), [rows, 1]), "zero_point": ((torch.int8,), [rows, 1]),
+        "bias": ((torch.float32, torch.bfloat16), [rows]),
     }  # fmt: skip
     for short, tensor in tensors.items():
         dtypes, shape = expected[short]

@@ -25,8 +25,17 @@ def pluglm_describe_model(config):
     slot = KVSlot(H, C // H, C // H)
     report = reader.finish()
     return ModelDescription(
-        "acme-tiny", None, WeightMap(tuple(rules(WEIGHTS, layers=range(L)))), V, C, L, P, (spec,), (slot,) * L,
-        used=report.used, ignored=report.ignored,
+        "acme-tiny",
+        None,
+        WeightMap(tuple(rules(WEIGHTS, layers=range(L)))),
+        V,
+        C,
+        L,
+        P,
+        (spec,),
+        (slot,) * L,
+        used=report.used,
+        ignored=report.ignored,
     )
 
 

@@ -15,5 +15,7 @@ def pluglm_build_attention(request):
     reasons += [f"it has no option {name!r}" for name, _ in request.options]
     reasons += [f"it has no variant {request.variant!r}"] if request.variant else []
     if reasons:
-        raise UnsupportedRequestError("attention groups cannot do this.", why="\n".join(reasons), reasons=tuple(reasons))
+        raise UnsupportedRequestError(
+            "attention groups cannot do this.", why="\n".join(reasons), reasons=tuple(reasons)
+        )
     return GroupsAttention()

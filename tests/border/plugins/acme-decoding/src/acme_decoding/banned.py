@@ -14,7 +14,13 @@ class Banned:
         self.token = token
 
     def __call__(
-        self, model, input_ids, logits_processor=None, stopping_criteria=None, generation_config=None, streamer=None,
+        self,
+        model,
+        input_ids,
+        logits_processor=None,
+        stopping_criteria=None,
+        generation_config=None,
+        streamer=None,
         **model_kwargs,
     ):
         cache, sequences, count = None, input_ids, generation_config.max_new_tokens
