@@ -115,7 +115,8 @@ class LanguageModel:
         tokenizer = self._need_tokenizer()
         if len(call.prompts.rows) != 1 or (call.config.num_return_sequences or 1) != 1:
             raise InputError(
-                "a stream carries one completion.", why=f"{len(call.prompts.rows)} prompts were passed, with num_return_sequences={call.config.num_return_sequences or 1}.",
+                "a stream carries one completion.", why=f"{len(call.prompts.rows)} prompts were passed, with "
+                f"num_return_sequences={call.config.num_return_sequences or 1}.",
                 fix="Stream them one by one, or use generate.", argument="prompt",
             )  # fmt: skip
         eos = frozenset(call.config.eos_token_id or ()) | tokenizer.special_ids

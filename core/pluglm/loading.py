@@ -278,7 +278,8 @@ class Loader:
                 kind="architecture", name=model_type, path=str(self.checkpoint.path),
             ) from e  # fmt: skip
         choice = replace(
-            _without_settings(choice), requested=wanted.text, reason=choice.reason if wanted.text != AUTO else f"reads {model_type}"
+            _without_settings(choice), requested=wanted.text,
+            reason=choice.reason if wanted.text != AUTO else f"reads {model_type}",
         )
         provider, _ = self.manager.registry.find("architecture", choice.provider or "")
         description = self.manager.call(provider, "pluglm_describe_model", config=config)

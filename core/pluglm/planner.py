@@ -308,8 +308,8 @@ class Planner:
         near = get_close_matches(unknown[0], known, 1)
         return PlanError(
             f"no installed decoding strategy honours {', '.join(unknown)}.",
-            why=f"there is {', '.join(sorted({p.name for p in self.manager.registry.of('decoding')}))}; a setting that is "
-            "ignored changes results in silence.",
+            why=f"there is {self.manager.registry._names('decoding')}; "
+            "a setting that is ignored changes results in silence.",
             fix=(f"Did you mean {near[0]!r}? " if near else "")
             + "Leave it out (of generation_config.json too), or install a strategy that knows it and name it.",
             kind="decoding", fields=tuple(unknown),

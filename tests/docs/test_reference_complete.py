@@ -38,7 +38,8 @@ def sections(page: str, level: int = 3) -> dict[str, str]:
     parts = re.split(rf"^{'#' * level} (.+)$", text, flags=re.MULTILINE)
     headings = [heading.strip().strip("`") for heading in parts[1::2]]
     assert len(set(headings)) == len(headings)
-    bodies = [re.split(r"^#{1,%d} " % level, body, flags=re.MULTILINE)[0] for body in parts[2::2]]
+    higher = rf"^#{{1,{level}}} "
+    bodies = [re.split(higher, body, flags=re.MULTILINE)[0] for body in parts[2::2]]
     return dict(zip(headings, bodies, strict=True))
 
 

@@ -251,8 +251,8 @@ def refused(act: Callable[[], object], error: type[PluglmError], fragments: tupl
 
 
 @pytest.fixture
-def model(folder: Path, tmp_path: Path) -> Path:
-    """A copy of the usual model, alone in its folder."""
+def model(folder: Path, tmp_path: Path, lm: pluglm.LanguageModel) -> Path:
+    """A copy of the usual model, alone in its folder. `lm` has imported the plugins: a refusal is timed without them."""
     return Path(shutil.copytree(folder, tmp_path / "place" / "model"))
 
 
