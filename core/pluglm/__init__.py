@@ -55,9 +55,9 @@ _HOMES = {
     **dict.fromkeys(
         (
             "CacheError", "CheckpointError", "ConfigError", "ContextLengthError", "GenerationError",
-            "IncompatiblePluginError", "InputError", "ManifestError", "ModelError", "ModelNotFoundError", "PlanError", "PluginConflictError",
-            "PluginDisabledError", "PluginError", "PluginNotFoundError", "PluglmError", "QuarantinedError", "SaveError",
-            "UnsupportedRequestError",
+            "IncompatiblePluginError", "InputError", "ManifestError", "ModelError", "ModelNotFoundError",
+            "PlanError", "PluginConflictError", "PluginDisabledError", "PluginError", "PluginNotFoundError",
+            "PluglmError", "QuarantinedError", "SaveError", "UnsupportedRequestError",
         ),
         "pluglm.errors",
     ),
@@ -65,10 +65,10 @@ _HOMES = {
 
 __all__ = [
     "CacheError", "CheckpointError", "ConfigError", "ConfigReader", "ContextLengthError", "GenerationConfig",
-    "GenerationError", "GenerationOutput", "IncompatiblePluginError", "InputError", "LanguageModel", "ManifestError", "ModelError",
-    "ModelNotFoundError", "Plan", "PlanError", "PluginConflictError", "PluginDisabledError", "PluginError",
-    "PluginNotFoundError", "PluglmError", "QuarantinedError", "SaveError", "UnsupportedRequestError", "__version__",
-    "explain", "hookimpl", "load",
+    "GenerationError", "GenerationOutput", "IncompatiblePluginError", "InputError", "LanguageModel",
+    "ManifestError", "ModelError", "ModelNotFoundError", "Plan", "PlanError", "PluginConflictError",
+    "PluginDisabledError", "PluginError", "PluginNotFoundError", "PluglmError", "QuarantinedError", "SaveError",
+    "UnsupportedRequestError", "__version__", "explain", "hookimpl", "load",
 ]  # fmt: skip
 
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from pluglm.contracts.attention import AttentionBackend, AttentionRequest
 from pluglm.contracts.cache import CacheLayout, CacheRequest, torch_dtype
 from pluglm.contracts.decoding import DecodingRequest, DecodingStrategy
-from pluglm.contracts.model import ModelParts
+from pluglm.contracts.model import ModelDescription, ModelParts
 from pluglm.contracts.quantizer import Quantizer, QuantizerRequest
 from pluglm.contracts.runtime import Executor, ExecutorRequest, KernelRequest
-from pluglm.contracts.text import Tokenizer, TokenizerRequest
+from pluglm.contracts.text import Checkpoint, Tokenizer, TokenizerRequest
 from pluglm.errors import PlanError, PluglmError, QuarantinedError, UnsupportedRequestError
 from pluglm.manager import Manager, check_contract
 from pluglm.plan import Choice, Plan
@@ -20,8 +20,6 @@ from pluglm.planner import AUTO
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from pluglm.loading import Loader
 
 
 #: The option of every quantizer that the core reads: patterns of module names that stay as they are.
@@ -37,6 +35,22 @@ class PartFailedError(Exception):
 
 
 @dataclass(frozen=True)
+class LoadContext:
+    """What is loaded, and where it will run: known before anything is chosen.
+
+    Attributes:
+        model: as the user named it. checkpoint: its files. description: what its architecture said.
+        device, dtype: torch names.
+    """
+
+    model: str
+    checkpoint: Checkpoint
+    description: ModelDescription
+    device: str
+    dtype: str
+
+
+@dataclass(frozen=True)
 class Parts:
     """Everything that is built before the weights."""
 
@@ -46,6 +60,16 @@ class Parts:
     strategy: DecodingStrategy
     quantizer: Quantizer | None
     kernels: Mapping[str, Callable[..., Any]]
+
+
+@dataclass(frozen=True)
+class Built:
+    """A finished load."""
+
+    plan: Plan
+    parts: Parts
+    module: nn.Module
+    executor: Executor
 
 
 def build(manager: Manager, choice: Choice, hook: str, **arguments: Any) -> Any:
@@ -71,21 +95,21 @@ def build(manager: Manager, choice: Choice, hook: str, **arguments: Any) -> Any:
         raise PartFailedError(provider.id, f"failed: {type(e).__name__}: {e.what}") from e
 
 
-def build_parts(manager: Manager, plan: Plan, loader: Loader) -> Parts:
+def build_parts(manager: Manager, plan: Plan, context: LoadContext) -> Parts:
     """Build all but the module and its executor, and check what only built parts can tell."""
     chosen = {choice.kind: choice for choice in plan.choices}
-    description = loader.description
+    description = context.description
     tokenizer = None
     if chosen["tokenizer"].provider is not None:
-        request = TokenizerRequest(loader.checkpoint.path, description.vocab_size)
+        request = TokenizerRequest(context.checkpoint.path, description.vocab_size)
         tokenizer = build(manager, chosen["tokenizer"], "pluglm_build_tokenizer", request=request)
     attention = None
     if "attention" in chosen:
         views = _facts(manager, chosen["cache"]).get("views", ()) if "cache" in chosen else ()
-        attention = _attention(manager, chosen["attention"], loader, tuple(views) or ("dense",))
+        attention = _attention(manager, chosen["attention"], context, tuple(views) or ("dense",))
     layout = None
     if "cache" in chosen:
-        layout = _layout(manager, chosen["cache"], chosen["decoding"], loader, attention)
+        layout = _layout(manager, chosen["cache"], chosen["decoding"], context, attention)
     if attention is not None and layout is not None and layout.view not in attention.views:
         raise PlanError(
             f"{chosen['attention'].provider} and {chosen['cache'].provider} do not fit together.",
@@ -96,27 +120,29 @@ def build_parts(manager: Manager, plan: Plan, loader: Loader) -> Parts:
     if chosen["quantizer"].provider is not None:
         choice = chosen["quantizer"]
         quantizer = build(manager, choice, "pluglm_build_quantizer", request=QuantizerRequest(
-            loader.device, loader.dtype, config=loader.checkpoint.config.get("quantization_config"),
+            context.device, context.dtype, config=context.checkpoint.config.get("quantization_config"),
             skip=skipped(choice), variant=choice.variant,
             options=tuple(option for option in choice.options if option[0] != SKIP),
         ))  # fmt: skip
-    strategy = build_strategy(manager, chosen["decoding"], loader, tokenizer)
-    return Parts(attention, layout, tokenizer, strategy, quantizer, _kernels(manager, plan, loader))
+    strategy = build_strategy(manager, chosen["decoding"], context, tokenizer)
+    return Parts(attention, layout, tokenizer, strategy, quantizer, _kernels(manager, plan, context))
 
 
-def build_strategy(manager: Manager, choice: Choice, loader: Loader, tokenizer: Tokenizer | None) -> DecodingStrategy:
+def build_strategy(
+    manager: Manager, choice: Choice, context: LoadContext, tokenizer: Tokenizer | None
+) -> DecodingStrategy:
     """The strategy of a choice, for this model."""
     strategy: DecodingStrategy = build(manager, choice, "pluglm_build_decoding", request=DecodingRequest(
-        loader.description.vocab_size, loader.device, tokenizer.decode if tokenizer is not None else None,
+        context.description.vocab_size, context.device, tokenizer.decode if tokenizer is not None else None,
         choice.variant, choice.options,
     ))  # fmt: skip
     return strategy
 
 
-def _attention(manager: Manager, choice: Choice, loader: Loader, views: tuple[str, ...]) -> AttentionBackend:
-    specs = loader.description.attention
+def _attention(manager: Manager, choice: Choice, context: LoadContext, views: tuple[str, ...]) -> AttentionBackend:
+    specs = context.description.attention
     backend: AttentionBackend = build(manager, choice, "pluglm_build_attention", request=AttentionRequest(
-        specs, loader.device, loader.dtype, views, choice.variant, choice.options
+        specs, context.device, context.dtype, views, choice.variant, choice.options
     ))  # fmt: skip
     try:
         reasons = tuple(dict.fromkeys(reason for spec in specs for reason in backend.refusals(spec)))
@@ -144,13 +170,13 @@ def _broken(manager: Manager, choice: Choice, cause: Exception) -> Exception:
 
 
 def _layout(
-    manager: Manager, choice: Choice, decoding: Choice, loader: Loader, attention: AttentionBackend | None
+    manager: Manager, choice: Choice, decoding: Choice, context: LoadContext, attention: AttentionBackend | None
 ) -> CacheLayout:
-    description = loader.description
+    description = context.description
     needs = tuple(_facts(manager, decoding).get("needs", ()))
     layout: CacheLayout = build(manager, choice, "pluglm_build_cache", request=CacheRequest(
-        description.slots, tuple(attention.views) if attention is not None else ("dense",), loader.device, loader.dtype,
-        needs, description.max_seq_len, choice.variant, choice.options,
+        description.slots, tuple(attention.views) if attention is not None else ("dense",), context.device,
+        context.dtype, needs, description.max_seq_len, choice.variant, choice.options,
     ))  # fmt: skip
     return layout
 
@@ -160,17 +186,17 @@ def _facts(manager: Manager, choice: Choice) -> Mapping[str, Any]:
     return provider.facts or {}
 
 
-def _kernels(manager: Manager, plan: Plan, loader: Loader) -> dict[str, Callable[..., Any]]:
+def _kernels(manager: Manager, plan: Plan, context: LoadContext) -> dict[str, Callable[..., Any]]:
     kernels = {}
     for choice in plan.choices:
         kind, _, op = choice.kind.partition(":")
         if kind == "kernel":
-            request = KernelRequest(loader.device, loader.dtype, (("hidden_size", loader.description.hidden_size),))
+            request = KernelRequest(context.device, context.dtype, (("hidden_size", context.description.hidden_size),))
             kernels[op] = build(manager, choice, "pluglm_load_kernel", op=op, request=request)
     return kernels
 
 
-def build_module(manager: Manager, plan: Plan, loader: Loader, parts: Parts) -> nn.Module:
+def build_module(manager: Manager, plan: Plan, context: LoadContext, parts: Parts) -> nn.Module:
     """Build the torch module on the meta device and fill it from the checkpoint."""
     import torch
 
@@ -178,16 +204,21 @@ def build_module(manager: Manager, plan: Plan, loader: Loader, parts: Parts) -> 
     from pluglm.weights import load_weights
 
     choice = plan["architecture"]
-    model_parts = ModelParts(loader.description, parts.attention, parts.kernels, loader.device, loader.dtype)
+    model_parts = ModelParts(context.description, parts.attention, parts.kernels, context.device, context.dtype)
     with torch.device("meta"):
         module: nn.Module = build(
-            manager, replace_requested(choice), "pluglm_build_model", config=loader.checkpoint.config, parts=model_parts
+            manager,
+            replace_requested(choice),
+            "pluglm_build_model",
+            config=context.checkpoint.config,
+            parts=model_parts,
         )
     load_weights(
-        module, loader.description.weights, loader.checkpoint, device=loader.device, dtype=torch_dtype(loader.dtype),
-        quantizer=parts.quantizer, packed="quantization_config" in loader.checkpoint.config,
+        module, context.description.weights, context.checkpoint, device=context.device,
+        dtype=torch_dtype(context.dtype),
+        quantizer=parts.quantizer, packed="quantization_config" in context.checkpoint.config,
         skip=skipped(plan["quantizer"]),
-        track=lambda items: track(items, f"loading {loader.request.model}"),
+        track=lambda items: track(items, f"loading {context.model}"),
     )  # fmt: skip
     return module.eval()
 
@@ -205,11 +236,11 @@ def replace_requested(choice: Choice) -> Choice:
     return replace(choice, requested=choice.provider or "")
 
 
-def build_executor(manager: Manager, plan: Plan, loader: Loader, parts: Parts, module: nn.Module) -> Executor:
+def build_executor(manager: Manager, plan: Plan, context: LoadContext, parts: Parts, module: nn.Module) -> Executor:
     """Build what runs the module, once its weights are in place."""
     choice = plan["executor"]
     executor: Executor = build(manager, choice, "pluglm_build_executor", request=ExecutorRequest(
-        module, loader.description, parts.layout, loader.device, loader.dtype,  # type: ignore[arg-type]
+        module, context.description, parts.layout, context.device, context.dtype,  # type: ignore[arg-type]
         choice.variant, choice.options,
     ))  # fmt: skip
     return executor

@@ -131,7 +131,7 @@ class FormatHooks:
 
     @hookspec(firstresult=True)
     def pluglm_build_format(self, path: str) -> Checkpoint:  # type: ignore[empty-body]
-        """Open a checkpoint of this format. Called when a folder has no safetensors and the user named the format."""
+        """Open a checkpoint of this format. Called once a load if the user named it; safetensors need no plugin."""
 
 
 class TokenizerHooks:

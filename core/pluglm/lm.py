@@ -6,27 +6,24 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any
 
 import torch
 
-from pluglm.build import SKIP, PartFailedError, Parts, build, build_strategy
+from pluglm.build import SKIP, Built, LoadContext, PartFailedError, build, build_strategy
 from pluglm.contracts.cache import Cache
 from pluglm.contracts.decoding import DecodingStrategy, FinishReason, GenerationConfig, GenerationOutput
 from pluglm.contracts.quantizer import Quantizer, QuantizerRequest
-from pluglm.contracts.runtime import Executor
 from pluglm.contracts.text import Tokenizer
 from pluglm.errors import ContextLengthError, InputError, PlanError
 from pluglm.forward import CausalLM
 from pluglm.generation import DEFAULT_NEW_TOKENS, choosing_fields, defaults, for_call
+from pluglm.manager import Manager
 from pluglm.plan import Choice, Plan
 from pluglm.planner import AUTO, Demand, Planner, Wanted, wish
 from pluglm.prompts import Prompts, pad_left, read_prompts
 from pluglm.streaming import stream_tokens
 from pluglm.text_stream import TextStream, cut_at_stop
-
-if TYPE_CHECKING:
-    from pluglm.loading import Loader
 
 
 @dataclass(frozen=True)
@@ -62,24 +59,29 @@ class LanguageModel:
     tokenizer: Tokenizer | None
     generation: GenerationConfig
 
-    @classmethod
-    def _from_parts(cls, loader: Loader, plan: Plan, parts: Parts, module: torch.nn.Module, executor: Executor) -> Self:
-        lm = cls.__new__(cls)
-        lm._loader = loader
-        lm.plan = plan
-        lm.tokenizer = t = parts.tokenizer
-        lm._quantizer = parts.quantizer
-        lm.model = CausalLM(module, executor, parts.layout, loader.description, loader.checkpoint.config)
-        lm.generation = defaults(
-            loader.description, loader.checkpoint.generation_config,
+    def __init__(
+        self, manager: Manager, context: LoadContext, built: Built, decoding: Wanted, excluded: Mapping[str, str]
+    ) -> None:
+        """Called by `pluglm.load`.
+
+        Args:
+            decoding: what the user said of the strategy. excluded: providers that failed while loading, with why.
+        """
+        parts = built.parts
+        self.plan = built.plan
+        self.tokenizer = parts.tokenizer
+        t = self.tokenizer
+        self.model = CausalLM(
+            built.module, built.executor, parts.layout, context.description, context.checkpoint.config
+        )
+        self.generation = defaults(
+            context.description, context.checkpoint.generation_config,
             eos=t.eos_token_id if t else None, bos=t.bos_token_id if t else None, pad=t.pad_token_id if t else None,
         )  # fmt: skip
-        lm._strategies = {plan["decoding"].provider: parts.strategy}
-        return lm
-
-    _loader: Loader
-    _quantizer: Quantizer | None
-    _strategies: dict[str | None, DecodingStrategy]
+        self._manager, self._context = manager, context
+        self._decoding, self._excluded = decoding, dict(excluded)
+        self._quantizer = parts.quantizer
+        self._strategies: dict[str, DecodingStrategy] = {built.plan["decoding"].provider or "": parts.strategy}
 
     def __repr__(self) -> str:
         return f"<LanguageModel {self.plan.model} ({self.plan.model_type}), {self.plan.dtype} on {self.plan.device}>"
@@ -148,12 +150,12 @@ class LanguageModel:
             raise PlanError(
                 f"this model is packed already, by {self._quantizer.name}.", fix="Load it again without a quantizer."
             )
-        planner = Planner(self._loader.manager)
+        planner = Planner(self._manager)
         demand = Demand(self.plan.device, self.plan.dtype)
         planned = {**options, SKIP: tuple(skip)} if skip else options
         wanted = wish("quantizer", quantizer, tuple(sorted(planned.items())))
         choice = planner.single("quantizer", wanted, demand, "packs the linear layers of the loaded model")
-        part: Quantizer = build(self._loader.manager, choice, "pluglm_build_quantizer", request=QuantizerRequest(
+        part: Quantizer = build(self._manager, choice, "pluglm_build_quantizer", request=QuantizerRequest(
             self.plan.device, self.plan.dtype, skip=skip, variant=choice.variant,
             options=tuple(sorted(options.items())),
         ))  # fmt: skip
@@ -174,13 +176,13 @@ class LanguageModel:
         from pluglm.checkpoint import atomic_folder, write_safetensors
         from pluglm.weights import export_weights
 
-        checkpoint = self._loader.checkpoint
+        checkpoint = self._context.checkpoint
         config = {k: v for k, v in checkpoint.config.items() if k not in ("torch_dtype", "quantization_config")}
         config["dtype"] = self.plan.dtype
         if self._quantizer is not None:
             config["quantization_config"] = self._quantizer.config()
         with atomic_folder(path) as folder:
-            weights = export_weights(self.model.module, self._loader.description.weights, self._quantizer)
+            weights = export_weights(self.model.module, self._context.description.weights, self._quantizer)
             write_safetensors(folder, weights, {"format": "pt"})
             (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
             if checkpoint.generation_config is not None:
@@ -211,14 +213,14 @@ class LanguageModel:
         model_kwargs: dict[str, Any] = {k: settings.pop(k) for k in ("past_key_values", "use_cache") if k in settings}
         _check_passed(passed, model_kwargs.get("past_key_values"))
         named = settings.pop("decoding", None)
-        wanted = wish("decoding", named) if named is not None else self._loader.request.wanted("decoding")
+        wanted = wish("decoding", named) if named is not None else self._decoding
         honoured = None
         if wanted.text != AUTO:
             honoured = self._strategy(wanted, ()).fields
         config = for_call(self.generation, settings, honoured)
         strategy = self._strategy(wanted, choosing_fields(config))
         prompts = read_prompts(
-            prompt, self.tokenizer, vocab_size=self._loader.description.vocab_size, bos_token_id=config.bos_token_id
+            prompt, self.tokenizer, vocab_size=self._context.description.vocab_size, bos_token_id=config.bos_token_id
         )
         config = self._limits(config, max(map(len, prompts.rows)))
         if config.pad_token_id is None:
@@ -230,7 +232,7 @@ class LanguageModel:
 
     def _strategy(self, wanted: Wanted, fields: Sequence[str]) -> DecodingStrategy:
         """The strategy of a call, built once for each provider."""
-        planner = Planner(self._loader.manager, self._loader.excluded)
+        planner = Planner(self._manager, self._excluded)
         while True:
             choice = planner.decoding(wanted, fields, device=self.plan.device)
             key = (choice.provider or "") + (f":{choice.variant}" if choice.variant else "")
@@ -239,7 +241,7 @@ class LanguageModel:
                 key = planned.provider or ""
             if key not in self._strategies:
                 try:
-                    self._strategies[key] = build_strategy(self._loader.manager, choice, self._loader, self.tokenizer)
+                    self._strategies[key] = build_strategy(self._manager, choice, self._context, self.tokenizer)
                 except PartFailedError as e:
                     planner.excluded[e.provider] = e.reason
                     continue
@@ -247,7 +249,7 @@ class LanguageModel:
 
     def _limits(self, config: GenerationConfig, prompt_tokens: int) -> GenerationConfig:
         """`config` with the number of new tokens filled in, checked against the context."""
-        limit = self._loader.description.max_seq_len
+        limit = self._context.description.max_seq_len
         room = limit - prompt_tokens if limit is not None else None
         if room is not None and room <= 0:
             raise ContextLengthError(

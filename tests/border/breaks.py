@@ -165,6 +165,10 @@ BREAKS: dict[str, Break] = {
 #: What only some kinds can get wrong.
 OWN_BREAKS: dict[str, dict[str, Break]] = {
     "attention": {
+        "raises-an-error-of-pluglm": Break(
+            lambda c: c.first_act("from pluglm import CacheError; raise CacheError('no room.')"), "CacheError",
+            ("no room.",), "failed: CacheError: no room.",
+        ),
         "views-none": quarantined(
             lambda c: c.change('views = ("dense",)', "views = None", file="groups.py"), "contract",
             "TypeError: GroupsAttention.views is None; it should be a tuple of str",

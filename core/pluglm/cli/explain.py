@@ -19,9 +19,11 @@ from pluglm.cli.options import load_arguments, part_options
 @click.option("--program", is_flag=True, help="Print the architecture's DecoderProgram: the model on one page.")
 def command(model: str | None, as_json: bool, program: bool, **arguments: Any) -> None:
     """Print the plan for MODEL: chosen parts, reasons, and what was not chosen and why."""
-    from pluglm.loading import Loader, default_model, read_request
+    from pluglm.loader import Loader
     from pluglm.manager import Manager
     from pluglm.registry import Registry
+    from pluglm.request import read_request
+    from pluglm.sources import default_model
 
     manager = Manager(Registry.installed())
     named, options, rest = load_arguments(arguments)
@@ -30,9 +32,11 @@ def command(model: str | None, as_json: bool, program: bool, **arguments: Any) -
     if program:
         from pluglm.cli.program_page import program_page
 
-        described = loader.description.program
+        described = loader.context.description.program
         click.echo(
-            json.dumps(described.to_json() if described else None) if as_json else program_page(loader.description)
+            json.dumps(described.to_json() if described else None)
+            if as_json
+            else program_page(loader.context.description)
         )
     else:
         click.echo(json.dumps(plan.to_json(), indent=1) if as_json else str(plan))

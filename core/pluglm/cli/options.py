@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_PARTS = ("architecture", "attention", "cache", "quantizer", "decoding", "executor", "tokenizer")
+_PARTS = ("architecture", "attention", "cache", "quantizer", "decoding", "executor", "tokenizer", "format")
 
 
 def part_options(command: F) -> F:
@@ -101,9 +101,10 @@ def settings_of(arguments: dict[str, Any]) -> dict[str, Any]:
 
 def load_model(arguments: dict[str, Any]) -> LanguageModel:
     """The model that the parsed options name; without -m, the default one of this environment."""
-    from pluglm.loading import default_model, load
+    from pluglm.loading import load
     from pluglm.manager import Manager
     from pluglm.registry import Registry
+    from pluglm.sources import default_model
 
     manager = Manager(Registry.installed())
     parts, options, rest = load_arguments(arguments)

@@ -295,7 +295,7 @@ class Cache(Protocol):
         ...
 
     def state(self, slot: int) -> dict[str, Tensor]:
-        """The state tensors [B, …] of a state slot, to be updated in place during a pass; they count once it commits."""
+        """The state tensors [B, …] of a state slot, updated in place during a pass; they count once it commits."""
         ...
 
     def commit(self, step: Step) -> None:
