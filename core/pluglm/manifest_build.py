@@ -64,6 +64,20 @@ def write_manifest(prepared: Prepared) -> None:
         ) from error
 
 
+def provides_nothing(pyproject: Path) -> bool:
+    """True for a package that announces no provider and describes none, such as a library of a plugin's parts.
+
+    Raises: ManifestError if the file cannot be read.
+    """
+    decoded = _read(pyproject / "pyproject.toml" if pyproject.is_dir() else pyproject)
+    project, tool = decoded.get("project"), decoded.get("tool")
+    return (
+        isinstance(project, Mapping)
+        and not _entry_points(project)
+        and not (isinstance(tool, Mapping) and "pluglm" in tool)
+    )
+
+
 def prepare_manifest(pyproject: Path) -> Prepared:
     """Read the table, check it against the entry points, and render the JSON.
 
@@ -96,12 +110,16 @@ def prepare_manifest(pyproject: Path) -> Prepared:
 
 
 def _tables(pyproject: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    decoded = _read(pyproject)
+    return _table(decoded, ("project",), pyproject), _table(decoded, ("tool", "pluglm"), pyproject)
+
+
+def _read(pyproject: Path) -> dict[str, Any]:
     try:
-        decoded = tomllib.loads(pyproject.read_text("utf-8"))
+        return tomllib.loads(pyproject.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         fix = "name a plugin's pyproject.toml or the folder it lies in."
         raise ManifestError(f"{pyproject} cannot be read.", why=str(error), fix=fix, path=pyproject) from error
-    return _table(decoded, ("project",), pyproject), _table(decoded, ("tool", "pluglm"), pyproject)
 
 
 def _table(decoded: Mapping[str, Any], keys: tuple[str, ...], pyproject: Path) -> Mapping[str, Any]:

@@ -54,7 +54,11 @@ class HubServer:
 
     def fetched(self) -> list[str]:
         """Names of the files whose content was asked for."""
-        return [path.split("/resolve/")[1].split("/", 1)[1] for method, path, _ in self.log if method == "GET" and "/resolve/" in path]
+        return [
+            path.split("/resolve/")[1].split("/", 1)[1]
+            for method, path, _ in self.log
+            if method == "GET" and "/resolve/" in path
+        ]
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -89,9 +93,14 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(404, headers={"X-Error-Code": "RevisionNotFound"})
         names = [*repo.files, *repo.extra]
         if what == "tree":
-            listing = [{"type": "file", "path": n, "size": len(repo.files.get(n, b"")), "oid": _etag(n.encode())} for n in names]
+            listing = [
+                {"type": "file", "path": n, "size": len(repo.files.get(n, b"")), "oid": _etag(n.encode())}
+                for n in names
+            ]
             return self._json(listing)
-        return self._json({"id": "/".join(parts[:2]), "sha": COMMIT, "siblings": [{"rfilename": n} for n in names], "tags": []})
+        return self._json(
+            {"id": "/".join(parts[:2]), "sha": COMMIT, "siblings": [{"rfilename": n} for n in names], "tags": []}
+        )
 
     def _file(self, repo: Repo, name: str) -> None:
         if (self.command, name) in repo.answers:
@@ -115,7 +124,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _json(self, value: Any) -> None:
         self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
-    def _send(self, status: int, body: bytes = b"", headers: dict[str, str] | None = None, *, cut: int | None = None) -> None:
+    def _send(
+        self, status: int, body: bytes = b"", headers: dict[str, str] | None = None, *, cut: int | None = None
+    ) -> None:
         self.send_response(status)
         for key, value in {**(headers or {}), "Content-Length": str(len(body))}.items():
             self.send_header(key, value)
@@ -129,5 +140,3 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _etag(body: bytes) -> str:
     return hashlib.sha1(body).hexdigest()
-
-

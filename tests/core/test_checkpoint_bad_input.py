@@ -259,7 +259,9 @@ ROWS: list[tuple[str, Mutate, type[ModelError], str]] = [
 
 
 @pytest.mark.parametrize(("mutate", "error", "words"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS])
-def test_bad_input_is_refused_with_what_why_and_what_to_do(mutate: Mutate, error: type[ModelError], words: str, folder: Path) -> None:
+def test_bad_input_is_refused_with_what_why_and_what_to_do(
+    mutate: Mutate, error: type[ModelError], words: str, folder: Path
+) -> None:
     mutate(folder)
     before = sorted(path.name for path in folder.parent.rglob("*"))
     began = time.monotonic()

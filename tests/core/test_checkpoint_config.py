@@ -34,7 +34,17 @@ def test_values_come_back_typed() -> None:
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [(True, int), (False, float), (1, bool), (1.0, int), ("4", int), (4, str), ([], dict), ({}, list), (True, (int, float))],
+    [
+        (True, int),
+        (False, float),
+        (1, bool),
+        (1.0, int),
+        ("4", int),
+        (4, str),
+        ([], dict),
+        ({}, list),
+        (True, (int, float)),
+    ],
 )
 def test_a_value_of_another_type_is_refused(value: Any, expected: Any) -> None:
     with pytest.raises(ConfigError, match=r'"key" of the wrong type[\s\S]*Expected') as caught:
@@ -87,7 +97,9 @@ def test_every_key_that_nobody_used_is_listed_at_once() -> None:
 
 
 def test_the_report_tells_what_became_of_each_key() -> None:
-    reader = ConfigReader({"model_type": "llama", "n": 1, "note": "x", "auto_map": {"AutoModel": "evil.Model"}, "_attn": "eager"})
+    reader = ConfigReader(
+        {"model_type": "llama", "n": 1, "note": "x", "auto_map": {"AutoModel": "evil.Model"}, "_attn": "eager"}
+    )
     reader.take("n", int)
     reader.ignore("note", "a comment")
     reader.ignore("absent", "never there")
@@ -159,7 +171,9 @@ def test_every_neutral_key_has_a_reason() -> None:
 
 @pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2", "granite"])
 @pytest.mark.parametrize("full", [True, False])
-def test_the_configs_that_transformers_5_writes_leave_only_keys_of_the_architecture(model_type: str, full: bool) -> None:
+def test_the_configs_that_transformers_5_writes_leave_only_keys_of_the_architecture(
+    model_type: str, full: bool
+) -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.AutoConfig.for_model(model_type)
     written = config.to_dict() if full else config.to_diff_dict()

@@ -24,7 +24,11 @@ def raw_file(header: Any, data: bytes = b"") -> bytes:
 
 def test_a_file_of_the_reference_writer_is_read_in_full(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
-    save_file({"a": torch.zeros(2, 3), "b": torch.ones(5, dtype=torch.bfloat16), "c": torch.zeros(0, 4)}, path, metadata={"k": "v"})
+    save_file(
+        {"a": torch.zeros(2, 3), "b": torch.ones(5, dtype=torch.bfloat16), "c": torch.zeros(0, 4)},
+        path,
+        metadata={"k": "v"},
+    )
     header = read_header(path)
     assert {name: (info.dtype, info.shape) for name, info in header.tensors.items()} == {
         "a": ("F32", (2, 3)),
@@ -37,7 +41,10 @@ def test_a_file_of_the_reference_writer_is_read_in_full(tmp_path: Path) -> None:
 
 def test_tensors_may_stand_in_any_order_in_the_header(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
-    late, early = {"dtype": "U8", "shape": [2], "data_offsets": [1, 3]}, {"dtype": "U8", "shape": [], "data_offsets": [0, 1]}
+    late, early = (
+        {"dtype": "U8", "shape": [2], "data_offsets": [1, 3]},
+        {"dtype": "U8", "shape": [], "data_offsets": [0, 1]},
+    )
     path.write_bytes(raw_file({"late": late, "early": early}, b"abc"))
     assert list(read_header(path).tensors) == ["early", "late"]
     assert read_header(path).tensors["early"] == TensorInfo("U8", (), 0, 1)
@@ -62,7 +69,9 @@ def test_an_error_carries_the_path_and_the_tensor(tmp_path: Path) -> None:
 
 
 NAMES = st.sampled_from(["a", "b", "c", "", "a\0", "../x", "\ud800", "__metadata__", "é"])
-NUMBERS = st.sampled_from([0, 1, 2, 3, 4, 6, 8, 12, 16, 24, -1, 2**31, 2**32, 2**40, 2**63, 2**64, 1.0, True, None, "4"])
+NUMBERS = st.sampled_from(
+    [0, 1, 2, 3, 4, 6, 8, 12, 16, 24, -1, 2**31, 2**32, 2**40, 2**63, 2**64, 1.0, True, None, "4"]
+)
 VALUES: st.SearchStrategy[Any] = st.one_of(
     NUMBERS,
     st.lists(NUMBERS, max_size=4),
@@ -118,7 +127,9 @@ def _mutant(steps: list[tuple[str, str, str, Any]]) -> bytes:
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS)
-def test_a_mutant_of_a_header_is_refused_or_loads_bit_identically(steps: list[tuple[str, str, str, Any]], tmp_path: Path) -> None:
+def test_a_mutant_of_a_header_is_refused_or_loads_bit_identically(
+    steps: list[tuple[str, str, str, Any]], tmp_path: Path
+) -> None:
     (tmp_path / "config.json").write_text("{}")
     path = tmp_path / "model.safetensors"
     path.unlink(missing_ok=True)  # a new inode: an old mapping must not see the new bytes
@@ -139,4 +150,7 @@ def test_a_mutant_of_a_header_is_refused_or_loads_bit_identically(steps: list[tu
             found = checkpoint.tensor(name)
             assert found.dtype == expected.dtype
             assert found.shape == expected.shape
-            assert found.contiguous().view(-1).view(torch.uint8).tolist() == expected.contiguous().view(-1).view(torch.uint8).tolist()
+            assert (
+                found.contiguous().view(-1).view(torch.uint8).tolist()
+                == expected.contiguous().view(-1).view(torch.uint8).tolist()
+            )

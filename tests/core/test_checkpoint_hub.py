@@ -89,7 +89,13 @@ def test_a_model_on_the_hub_is_fetched_and_opens(get: Any, hub: Any) -> None:
 
 def test_only_data_of_the_top_level_is_fetched(get: Any, hub: Any) -> None:
     get()
-    assert sorted(hub.fetched()) == ["chat_template.jinja", "config.json", "merges.txt", "model.safetensors", "tokenizer.json"]
+    assert sorted(hub.fetched()) == [
+        "chat_template.jinja",
+        "config.json",
+        "merges.txt",
+        "model.safetensors",
+        "tokenizer.json",
+    ]
 
 
 def test_a_second_load_fetches_nothing_again(get: Any, hub: Any) -> None:
@@ -119,7 +125,9 @@ def test_offline_without_a_cached_copy_says_how_to_get_one(get: Any, hub: Any) -
     assert hub.log == []
 
 
-def test_the_offline_variable_of_the_hub_client_is_honoured(get: Any, hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_offline_variable_of_the_hub_client_is_honoured(
+    get: Any, hub: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ModelNotFoundError, match="not in the local cache"):
         get()
@@ -143,18 +151,24 @@ def test_an_interrupted_download_resumes_at_the_last_whole_chunk(
     repo.cut["model.safetensors"] = 100_000
     folder = get()
     assert (folder / "model.safetensors").read_bytes() == repo.files["model.safetensors"]
-    ranges = [wanted for method, path, wanted in hub.log if method == "GET" and path.endswith("model.safetensors") and wanted]
+    ranges = [
+        wanted for method, path, wanted in hub.log if method == "GET" and path.endswith("model.safetensors") and wanted
+    ]
     assert ranges == ["bytes=100000-"]
 
 
-def test_a_hub_that_does_not_answer_gives_the_cached_copy_with_a_warning(get: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_hub_that_does_not_answer_gives_the_cached_copy_with_a_warning(
+    get: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     first = get()
     with caplog.at_level(logging.WARNING, logger="pluglm"):
         assert get(endpoint=_dead_endpoint()) == first
     assert "as cached" in caplog.text
 
 
-def test_a_failing_hub_gives_the_cached_copy_with_a_warning(get: Any, repo: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failing_hub_gives_the_cached_copy_with_a_warning(
+    get: Any, repo: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     first = get()
     repo.answers[("GET", "info")] = (503, {})
     with caplog.at_level(logging.WARNING, logger="pluglm"):
@@ -182,27 +196,59 @@ HUB_FAILURES: list[tuple[str, dict[str, Any], dict[str, Any], type[PluglmError],
     ("unknown revision", {}, {"revision": "v9"}, ModelNotFoundError, r'no revision "v9"'),
     ("unknown commit", {}, {"revision": "f" * 40}, ModelNotFoundError, "no revision"),
     ("private", {"answers": {("GET", "info"): (401, {})}}, {}, ModelNotFoundError, r"private[\s\S]*token="),
-    ("bad token", {"answers": {("GET", "info"): (401, {"X-Error-Message": "Invalid credentials in Authorization header"})}}, {}, ModelNotFoundError, "token="),
+    (
+        "bad token",
+        {"answers": {("GET", "info"): (401, {"X-Error-Message": "Invalid credentials in Authorization header"})}},
+        {},
+        ModelNotFoundError,
+        "token=",
+    ),
     ("gated", {"answers": {("GET", "info"): (403, {"X-Error-Code": "GatedRepo"})}}, {}, ModelError, "conditions"),
     ("forbidden", {"answers": {("GET", "info"): (403, {})}}, {}, ModelError, "conditions"),
-    ("gated at the file", {"answers": {("HEAD", "config.json"): (403, {"X-Error-Code": "GatedRepo"})}}, {}, ModelError, "gated"),
+    (
+        "gated at the file",
+        {"answers": {("HEAD", "config.json"): (403, {"X-Error-Code": "GatedRepo"})}},
+        {},
+        ModelError,
+        "gated",
+    ),
     ("server error", {"answers": {("GET", "info"): (500, {})}}, {}, ModelError, "status 500"),
     ("rate limited", {"answers": {("GET", "info"): (429, {})}}, {}, ModelError, "status 429"),
-    ("gone between listing and download", {"answers": {("HEAD", "config.json"): (404, {"X-Error-Code": "EntryNotFound"})}}, {}, ModelError, "404"),
+    (
+        "gone between listing and download",
+        {"answers": {("HEAD", "config.json"): (404, {"X-Error-Code": "EntryNotFound"})}},
+        {},
+        ModelError,
+        "404",
+    ),
     ("file forbidden on download", {"answers": {("GET", "model.safetensors"): (403, {})}}, {}, ModelError, "gated"),
     ("wrong size", {"wrong_size": {"model.safetensors": 5000}}, {}, ModelError, "size"),
     ("nothing listens", {}, {"endpoint": "dead"}, ModelError, r"cannot be reached[\s\S]*offline=True"),
     ("nothing listens, commit", {}, {"endpoint": "dead", "revision": "a" * 40}, ModelError, "cannot be reached"),
     ("no such host", {}, {"endpoint": "http://host.invalid"}, ModelError, "cannot be reached"),
-    ("only pickles", {"files": {"config.json": b"{}", "pytorch_model.bin": b"\x80"}}, {}, CheckpointError, r"pytorch_model\.bin"),
+    (
+        "only pickles",
+        {"files": {"config.json": b"{}", "pytorch_model.bin": b"\x80"}},
+        {},
+        CheckpointError,
+        r"pytorch_model\.bin",
+    ),
     ("only gguf", {"files": {"m.gguf": b"GGUF"}}, {}, CheckpointError, r"m\.gguf[\s\S]*format"),
     ("no weights at all", {"files": {"README.md": b""}}, {}, CheckpointError, "no safetensors"),
 ]
 
 
-@pytest.mark.parametrize(("faults", "options", "error", "text"), [row[1:] for row in HUB_FAILURES], ids=[row[0] for row in HUB_FAILURES])
+@pytest.mark.parametrize(
+    ("faults", "options", "error", "text"), [row[1:] for row in HUB_FAILURES], ids=[row[0] for row in HUB_FAILURES]
+)
 def test_every_failure_of_the_hub_is_a_typed_error_that_says_what_to_do(
-    faults: dict[str, Any], options: dict[str, Any], error: type[PluglmError], text: str, get: Any, repo: Any, tmp_path: Path
+    faults: dict[str, Any],
+    options: dict[str, Any],
+    error: type[PluglmError],
+    text: str,
+    get: Any,
+    repo: Any,
+    tmp_path: Path,
 ) -> None:
     for name, value in faults.items():
         setattr(repo, name, value)
@@ -220,8 +266,12 @@ def test_every_failure_of_the_hub_is_a_typed_error_that_says_what_to_do(
     assert not any(path.name.startswith("evil") for path in tmp_path.rglob("*"))
 
 
-@pytest.mark.parametrize("name", ["../../evil.json", "/evil.json", "a/../../evil.json", "x/evil.safetensors", "./evil.json"])
-def test_a_name_with_a_folder_in_the_listing_is_never_fetched(name: str, get: Any, hub: Any, repo: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name", ["../../evil.json", "/evil.json", "a/../../evil.json", "x/evil.safetensors", "./evil.json"]
+)
+def test_a_name_with_a_folder_in_the_listing_is_never_fetched(
+    name: str, get: Any, hub: Any, repo: Any, tmp_path: Path
+) -> None:
     repo.extra = [name]
     get()
     assert not any("evil" in fetched for fetched in hub.fetched())
@@ -243,7 +293,9 @@ def test_an_existing_folder_is_used_as_it_is(tmp_path: Path) -> None:
     assert resolve(str(tmp_path)) == tmp_path.resolve()
 
 
-@pytest.mark.parametrize("name", ["./gone", "/gone", "~/gone-folder", "a/b/c", "..\\gone", "C:\\gone", "~nobody-here/x"])
+@pytest.mark.parametrize(
+    "name", ["./gone", "/gone", "~/gone-folder", "a/b/c", "..\\gone", "C:\\gone", "~nobody-here/x"]
+)
 def test_what_looks_like_a_path_is_never_looked_up_on_the_hub(name: str, get: Any, hub: Any) -> None:
     with pytest.raises(ModelNotFoundError, match="written like a path"):
         get(name)

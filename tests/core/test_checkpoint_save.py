@@ -74,7 +74,9 @@ def test_saving_over_a_checkpoint_replaces_it(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["m"]
 
 
-def test_saving_over_a_checkpoint_works_without_an_exchange_of_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_saving_over_a_checkpoint_works_without_an_exchange_of_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(save, "_exchange", lambda one, other: False)
     _save(tmp_path / "m", 1.0)
     _save(tmp_path / "m", 2.0)

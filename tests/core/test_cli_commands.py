@@ -7,6 +7,7 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner
+
 from pluglm import QuarantinedError, hookimpl
 from pluglm.cli import root
 from pluglm.cli.main import cli

@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+
+from pluglm.cli.main import cli
 
 PYPROJECT = """
 [project]
@@ -256,3 +259,10 @@ def test_a_mistake_in_the_arguments_ends_with_two_and_a_hint(site, arguments, me
     run = site.run(*arguments)
     assert run.returncode == 2
     assert message in run.stderr
+
+
+def test_a_package_that_provides_nothing_needs_no_manifest(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "acme-library"\nversion = "1.0"\n', "utf-8")
+    result = CliRunner().invoke(cli, ["plugins", "build-manifest", "--check", str(tmp_path)])
+    assert result.exit_code == 0
+    assert "declares no pluglm provider" in result.output

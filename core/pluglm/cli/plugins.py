@@ -198,12 +198,15 @@ def disable(name: str) -> None:
 def build_manifest(ctx: click.Context, path: str, check: bool) -> None:
     """Make a plugin's pluglm.json from the [tool.pluglm] table of its pyproject.toml.
 
-    PATH is that file or its folder; without it, the current folder.
+    PATH is that file or its folder; without it, the current folder. A package that provides nothing needs none.
     """
     from pathlib import Path
 
-    from pluglm.manifest_build import prepare_manifest, write_manifest
+    from pluglm.manifest_build import prepare_manifest, provides_nothing, write_manifest
 
+    if provides_nothing(Path(path)):
+        click.echo(f"{path} declares no pluglm provider, so there is no pluglm.json to make.")
+        return
     prepared = prepare_manifest(Path(path))
     _warn(prepared.warnings)
     if not check:

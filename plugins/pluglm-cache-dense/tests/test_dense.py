@@ -16,7 +16,9 @@ KV = KVSlot(3, 8, 6)
 
 def layout(name="dynamic", slots=(KV,), **request):
     provider = getattr(pluglm_cache_dense, name)
-    return provider.pluglm_build_cache(CacheRequest(**{"slots": slots, "views": ("dense",), "device": "cpu", "dtype": "float32", **request}))
+    return provider.pluglm_build_cache(
+        CacheRequest(**{"slots": slots, "views": ("dense",), "device": "cpu", "dtype": "float32", **request})
+    )
 
 
 def fill(cache, count, **begin):
@@ -86,7 +88,9 @@ def test_a_static_cache_without_a_capacity_says_what_to_write():
 def test_a_pass_beyond_the_capacity_names_the_numbers_and_the_remedy():
     cache = layout("static").new(batch_size=1, capacity=8)
     fill(cache, 6)
-    with pytest.raises(ContextLengthError, match=r"room for 8 cells, and 9 are needed(.|\n)*6 are taken(.|\n)*capacity=9") as caught:
+    with pytest.raises(
+        ContextLengthError, match=r"room for 8 cells, and 9 are needed(.|\n)*6 are taken(.|\n)*capacity=9"
+    ) as caught:
         cache.begin(cache.next_positions(3), dense=True)
     assert (caught.value.tokens, caught.value.limit, cache.length) == (9, 8, 6)
 
@@ -96,7 +100,11 @@ def test_a_tensor_that_would_be_broadcast_or_cast_is_refused_before_anything_is_
     cache = layout().new(batch_size=2)
     step = cache.begin(cache.next_positions(4), dense=True)
     good = torch.randn(2, 3, 4, 8)
-    v = {"heads": torch.randn(2, 1, 4, 6), "tokens": torch.randn(2, 3, 1, 6), "dtype": torch.randn(2, 3, 4, 6).double()}[wrong]
+    v = {
+        "heads": torch.randn(2, 1, 4, 6),
+        "tokens": torch.randn(2, 3, 1, 6),
+        "dtype": torch.randn(2, 3, 4, 6).double(),
+    }[wrong]
     with pytest.raises(InputError, match="does not fit the cache"):
         cache.append(0, good, v, step)
     assert not cache.read(0, step).k.any()
@@ -214,7 +222,11 @@ def test_gradients_flow_within_a_pass_and_not_across_passes():
 def test_a_saved_cache_loads_into_the_other_layout(names, tmp_path):
     slots = (KV, KVSlot(2, 4, 4, window=3), LatentSlot(5, 2), StateSlot((("h", (4,), "float64"),)), CrossSlot(1, 4, 4))
     writer, reader = (layout(name, slots).new(batch_size=2, capacity=16) for name in names)
-    step = writer.begin(torch.tensor([[-1, 0, 1], [0, 1, 2]]), segments=torch.tensor([[0, 0, 0], [0, 1, 1]]), prefix_lengths=torch.tensor([1, 2]))
+    step = writer.begin(
+        torch.tensor([[-1, 0, 1], [0, 1, 2]]),
+        segments=torch.tensor([[0, 0, 0], [0, 1, 1]]),
+        prefix_lengths=torch.tensor([1, 2]),
+    )
     writer.append(0, torch.randn(2, 3, 3, 8), torch.randn(2, 3, 3, 6), step)
     writer.append(1, torch.randn(2, 2, 3, 4), torch.randn(2, 2, 3, 4), step)
     writer.append(2, torch.randn(2, 3, 2), torch.randn(2, 3, 5), step)
@@ -258,7 +270,12 @@ def test_a_saved_cache_of_another_dtype_or_with_tampered_books_is_refused(tmp_pa
         layout(dtype="float16").new(batch_size=1).load(path, fingerprint="m")
     head = path.read_bytes()
     metadata = json.loads(head[8 : 8 + int.from_bytes(head[:8], "little")])["__metadata__"]
-    for change, says in (({"length": "4", "dense_length": "4"}, "slot 0: k is"), ({"rows": "0"}, "make no sense"), ({"length": "x"}, "damaged"), ({"dense_length": "2"}, "contradict")):
+    for change, says in (
+        ({"length": "4", "dense_length": "4"}, "slot 0: k is"),
+        ({"rows": "0"}, "make no sense"),
+        ({"length": "x"}, "damaged"),
+        ({"dense_length": "2"}, "contradict"),
+    ):
         save_file(load_file(path), tmp_path / "bad", {**metadata, **change})
         with pytest.raises(CacheError, match=says):
             cache.load(tmp_path / "bad", fingerprint="m")

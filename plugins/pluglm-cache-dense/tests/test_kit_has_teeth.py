@@ -61,7 +61,9 @@ def rollback_that_makes_no_holes(monkeypatch):
 
 def padding_that_counts_as_a_position(monkeypatch):
     right = Cells.write
-    monkeypatch.setattr(Cells, "write", lambda self, p, count, *, dense: right(self, p.clamp(min=0), count, dense=dense))
+    monkeypatch.setattr(
+        Cells, "write", lambda self, p, count, *, dense: right(self, p.clamp(min=0), count, dense=dense)
+    )
 
 
 def load_that_keeps_the_old_cells(monkeypatch):
@@ -70,7 +72,12 @@ def load_that_keeps_the_old_cells(monkeypatch):
 
 def nbytes_of_held_cells_only(monkeypatch):
     def nbytes(self):
-        return sum(t.narrow(store.axis, 0, self.length).nbytes for store in self._stores if isinstance(store, tokens.TokenStore) for t in store.tensors())
+        return sum(
+            t.narrow(store.axis, 0, self.length).nbytes
+            for store in self._stores
+            if isinstance(store, tokens.TokenStore)
+            for t in store.tensors()
+        )
 
     monkeypatch.setattr(DenseCache, "nbytes", property(nbytes))
 

@@ -22,13 +22,20 @@ V = 23
 
 def build(name: str, **changes: Any) -> Any:
     provider = getattr(pluglm_decoding_standard, name)
-    return provider.pluglm_build_decoding(request=DecodingRequest(**{"vocab_size": V, "device": "cpu", "decode": text, **changes}))
+    return provider.pluglm_build_decoding(
+        request=DecodingRequest(**{"vocab_size": V, "device": "cpu", "decode": text, **changes})
+    )
 
 
 def run(name: str, model: Any = None, ids: Sequence[Sequence[int]] = (LONG,), **call: Any) -> GenerationOutput:
     arguments = {k: call.pop(k) for k in list(call) if k in ARGUMENTS}
     config = GenerationConfig().updated(**{"max_new_tokens": 5, "pad_token_id": 0, **call})
-    output = build(name)(model or ScriptedModel(V, never_ends), torch.tensor(ids, dtype=torch.int64), generation_config=config, **arguments)
+    output = build(name)(
+        model or ScriptedModel(V, never_ends),
+        torch.tensor(ids, dtype=torch.int64),
+        generation_config=config,
+        **arguments,
+    )
     assert isinstance(output, GenerationOutput)
     return output
 
@@ -51,7 +58,10 @@ def test_greedy_takes_the_best_token_each_time() -> None:
 def test_greedy_refuses_what_sampling_honours_and_names_it() -> None:
     with pytest.raises(UnsupportedRequestError) as caught:
         run("greedy", temperature=0.5, top_k=3, num_beams=2)
-    assert 'temperature=0.5 is not honoured: it always takes the most likely token; decoding="sampling" honours it' in str(caught.value)
+    assert (
+        'temperature=0.5 is not honoured: it always takes the most likely token; decoding="sampling" honours it'
+        in str(caught.value)
+    )
     assert len(caught.value.reasons) == 3
     assert "max_new_tokens" in caught.value.fix
 
@@ -104,7 +114,11 @@ def test_options_and_variants_are_refused() -> None:
 
 def test_stop_strings_without_a_tokenizer_are_refused() -> None:
     with pytest.raises(InputError, match="no tokenizer"):
-        build("greedy", decode=None)(ScriptedModel(V), torch.tensor([LONG]), generation_config=GenerationConfig(max_new_tokens=1, stop_strings=("x",)))
+        build("greedy", decode=None)(
+            ScriptedModel(V),
+            torch.tensor([LONG]),
+            generation_config=GenerationConfig(max_new_tokens=1, stop_strings=("x",)),
+        )
 
 
 def test_an_empty_prompt_starts_with_bos() -> None:
@@ -186,7 +200,12 @@ def test_caches_that_do_not_fit_are_refused() -> None:
         run("greedy", model, past_key_values=model.new_cache(batch_size=1, capacity=5))
     run("greedy", model, past_key_values=model.new_cache(batch_size=1, capacity=8))
     with pytest.raises(InputError, match="cannot repeat its rows"):
-        run("sampling", model, past_key_values=ScriptedModel(V, operations=frozenset()).new_cache(batch_size=1), num_return_sequences=2)
+        run(
+            "sampling",
+            model,
+            past_key_values=ScriptedModel(V, operations=frozenset()).new_cache(batch_size=1),
+            num_return_sequences=2,
+        )
 
 
 def test_a_row_that_brings_only_padding_to_a_given_cache_is_refused() -> None:
@@ -202,7 +221,9 @@ def test_rows_that_ended_leave_holes_in_a_given_cache_and_can_go_on() -> None:
     model = ScriptedModel(V, after(len(LONG) + 1, 1))
     cache = model.new_cache(batch_size=2)
     mask = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]])
-    output = run("greedy", model, ids=[LONG, (0, 0, *SHORT)], attention_mask=mask, past_key_values=cache, eos_token_id=1)
+    output = run(
+        "greedy", model, ids=[LONG, (0, 0, *SHORT)], attention_mask=mask, past_key_values=cache, eos_token_id=1
+    )
     kept = [(*LONG, *output.completion(0)), (*SHORT, *output.completion(1)[:-1])]
     assert [cache.history(row, cache.length) for row in range(2)] == kept
     assert cache.length == output.sequences.shape[1] - 1
@@ -243,7 +264,11 @@ def test_a_processor_cannot_hide_that_logits_are_no_numbers() -> None:
 
 @pytest.mark.parametrize("name", ("greedy", "sampling"))
 def test_engines_rows_get_the_tokens_of_their_own_calls(name: str) -> None:
-    settings = [{}, {"temperature": 0.6, "top_k": 7}, {"top_p": 0.8}, {"min_p": 0.1, "temperature": 1.5}] if name == "sampling" else [{}] * 4
+    settings = (
+        [{}, {"temperature": 0.6, "top_k": 7}, {"top_p": 0.8}, {"min_p": 0.1, "temperature": 1.5}]
+        if name == "sampling"
+        else [{}] * 4
+    )
     prompts = [LONG, SHORT, (2, 3, 4), (9,)]
     expected = [
         run(name, ids=[prompt], seed=100 + row, max_new_tokens=8, **said).completion(0)

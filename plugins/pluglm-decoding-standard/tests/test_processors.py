@@ -63,7 +63,9 @@ def test_min_new_tokens_equals_the_reference() -> None:
     top_p=st.sampled_from([None, 0.1, 0.7, 0.95, 1.0]), min_p=st.sampled_from([None, 0.0, 0.05, 0.5, 1.0]),
     seed=st.integers(0, 50), ties=st.booleans(),
 )  # fmt: skip
-def test_warpers_equal_the_reference_in_its_order(temperature: Any, top_k: Any, top_p: Any, min_p: Any, seed: int, ties: bool) -> None:
+def test_warpers_equal_the_reference_in_its_order(
+    temperature: Any, top_k: Any, top_p: Any, min_p: Any, seed: int, ties: bool
+) -> None:
     x = scores(seed).round() if ties else scores(seed)
     expected = x.clone()
     if temperature is not None:

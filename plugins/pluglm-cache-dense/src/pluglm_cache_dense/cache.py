@@ -57,8 +57,16 @@ class DenseCache:
     """
 
     def __init__(
-        self, layout: str, slots: tuple[Slot, ...], stores: list[Store], operations: frozenset[str], *,
-        batch_size: int, device: torch.device, capacity: int | None = None, hint: int | None = None,
+        self,
+        layout: str,
+        slots: tuple[Slot, ...],
+        stores: list[Store],
+        operations: frozenset[str],
+        *,
+        batch_size: int,
+        device: torch.device,
+        capacity: int | None = None,
+        hint: int | None = None,
     ) -> None:
         self.layout, self.slots, self.operations = layout, slots, operations
         self.capacity, self.batch_size = capacity, batch_size
@@ -85,7 +93,11 @@ class DenseCache:
     # A pass
 
     def begin(
-        self, positions: Tensor, *, dense: bool = False, prefix_lengths: Tensor | None = None,
+        self,
+        positions: Tensor,
+        *,
+        dense: bool = False,
+        prefix_lengths: Tensor | None = None,
         segments: Tensor | None = None,
     ) -> DenseStep:
         """Reserve cells for positions [B, T] or [1, T]. Discards a pass that was begun and not committed."""

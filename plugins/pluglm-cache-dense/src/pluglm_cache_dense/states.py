@@ -168,7 +168,7 @@ class CrossStore(Store):
             and tensors["k"].dtype is tensors["v"].dtype is self._dtype
             and tensors["positions"].dtype is torch.int64
         )
-        return "" if fits else f"its shapes are {({name: list(t.shape) for name, t in sorted(tensors.items())})}"
+        return "" if fits else f"its shapes are { ({name: list(t.shape) for name, t in sorted(tensors.items())}) }"
 
     def restore(self, tensors: Mapping[str, Tensor], held: int) -> None:
         self.forget()

@@ -13,8 +13,11 @@ from pluglm_cache_dense.cache import DenseCache
 
 
 def from_tuples(
-    layout: CacheLayout, pairs: Sequence[tuple[Tensor, Tensor]], *,
-    positions: Tensor | None = None, capacity: int | None = None,
+    layout: CacheLayout,
+    pairs: Sequence[tuple[Tensor, Tensor]],
+    *,
+    positions: Tensor | None = None,
+    capacity: int | None = None,
 ) -> Cache:
     """A cache of any layout with the keys and values of every layer.
 

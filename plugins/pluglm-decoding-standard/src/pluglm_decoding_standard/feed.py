@@ -57,7 +57,8 @@ class CachedFeed:
                 raise InputError(
                     f"{', '.join(self._extra)} cannot be combined with a given cache of several rows.",
                     why="the forward call cannot leave out the token of a row that has ended; the cache would keep it.",
-                    fix="Pass one row at a time, or leave past_key_values out.", argument=next(iter(self._extra)),
+                    fix="Pass one row at a time, or leave past_key_values out.",
+                    argument=next(iter(self._extra)),
                 )
             if settings.copies > 1 and "repeat" not in given.operations:
                 raise InputError(
