@@ -180,6 +180,7 @@ class Manager:
                 self._pluggy.register(plugin, name=f"{provider.distribution}={provider.target}")
                 self._pluggy.check_pending()
                 self._check_defaults(plugin)
+                self._check_observing(provider, plugin)
             except BaseException:  # pluggy keeps half of a plugin that it refuses: its other hooks would be called
                 if self._pluggy.is_registered(plugin):
                     self._pluggy.unregister(plugin)
@@ -189,6 +190,17 @@ class Manager:
             unmarked = [name for name in missing if callable(getattr(plugin, name, None))]
             hint = f" ({', '.join(unmarked)} lacks the @hookimpl mark)" if unmarked else ""
             raise TypeError(f"{provider.target!r} does not implement {', '.join(missing)}{hint}")
+
+    def _check_observing(self, provider: Provider, plugin: Any) -> None:
+        """Governance is announced: only an entry point in the group of observers may observe."""
+        if any(p.target == provider.target for p in self.registry.of("hooks")):
+            return
+        observing = [name for name in vars(hookspecs.ObserverHooks) if name.startswith("pluglm_")]
+        taken = [name for name in observing if self._implements(plugin, name)]
+        if taken:
+            raise TypeError(
+                f"{provider.target!r} implements {', '.join(taken)} without an entry point in {KINDS['hooks'].group!r}"
+            )
 
     def _check_defaults(self, plugin: Any) -> None:
         for caller in self._pluggy.get_hookcallers(plugin) or ():

@@ -7,6 +7,7 @@ honoured or refused; it is never replaced.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -27,12 +28,12 @@ from pluglm.errors import (
 )
 from pluglm.kinds import KINDS
 from pluglm.manager import Manager
+from pluglm.metadata import installed_versions
 from pluglm.plan import Choice, Rejected
 from pluglm.provider import Provider
-from pluglm.static_filter import static_refusals
+from pluglm.static_filter import TIERS, static_refusals, unmet_packages
 
 AUTO = "auto"
-TIERS = {"tuned": 0, "portable": 1, "reference": 2}
 #: What `decoding="auto"` may choose, in this order: the first that honours every field of the call. The other
 #: strategies change what is generated for the same fields, so they are used only when named.
 AUTO_DECODING = ("greedy", "sampling")
@@ -99,6 +100,7 @@ class Planner:
     def __init__(self, manager: Manager, excluded: Mapping[str, str] = {}) -> None:
         self.manager = manager
         self.excluded = dict(excluded)
+        self._versions: Mapping[str, str] | None = None
 
     def candidates(self, kind: str, wanted: Wanted, demand: Demand) -> Candidates:
         """All that could play `kind`. A named part that cannot is an error; `auto` may come back empty-handed."""
@@ -116,7 +118,7 @@ class Planner:
                 found.rejected.append(Rejected(provider.id, provider.version, reasons))
             else:
                 found.able.append(provider)
-        found.able.sort(key=lambda p: (TIERS.get((p.facts or {}).get("tier", "portable"), 1), p.id))
+        found.able.sort(key=lambda p: (TIERS.index((p.facts or {}).get("tier", "portable")), p.id))
         order = self.manager.rank(kind, tuple(found.able)) if len(found.able) > 1 else ()
         if order:
             place = {name: i for i, name in enumerate(order)}
@@ -161,7 +163,15 @@ class Planner:
             ):  # fmt: skip
                 if reason not in reasons:
                     reasons.append(reason)
+        if packages := facts.get("requires", {}).get("packages"):
+            reasons += unmet_packages(packages, self._installed())
         return reasons
+
+    def _installed(self) -> Mapping[str, str]:
+        """Installed distributions and their versions, read once a planner."""
+        if self._versions is None:
+            self._versions = installed_versions(sys.path)
+        return self._versions
 
     def _insist(self, provider: Provider, demand: Demand) -> None:
         """Raise the error that tells why a named provider cannot be used, if it cannot."""

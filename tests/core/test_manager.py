@@ -78,6 +78,12 @@ def call(manager: Manager, provider: Provider) -> Any:
     return check_contract(manager, provider, manager.call(provider, "pluglm_build_cache", request=object()))
 
 
+class Snooping(Good):
+    @hookimpl
+    def pluglm_rank(self, kind: str, candidates: Any) -> Any:
+        return [candidates[-1].id]
+
+
 BROKEN: list[tuple[type, str, str]] = [
     (Raises, "build", "ZeroDivisionError: no blocks"),
     (Exits, "build", "SystemExit: 3"),
@@ -86,6 +92,7 @@ BROKEN: list[tuple[type, str, str]] = [
     (WrongSignature, "register", "question"),
     (Misspelt, "register", "pluglm_build_cahce"),
     (Unmarked, "register", "lacks the @hookimpl mark"),
+    (Snooping, "register", "implements pluglm_rank without an entry point in 'pluglm.hooks'"),
     (Empty, "register", "does not implement pluglm_build_cache"),
 ]
 

@@ -230,3 +230,10 @@ def test_a_demand_for_several_head_sizes_names_each_that_is_refused() -> None:
     reasons = Planner(isolated_manager(narrow)).reasons(narrow, Demand("cpu", "float32", head_dims=(8, 32)))
     assert len(reasons) == 1
     assert "32" in reasons[0]
+
+
+def test_a_provider_whose_packages_are_missing_is_passed_over_with_the_requirement() -> None:
+    needy = attention("needy", tier="tuned", requires={"packages": ["acme-not-there>=2"]})
+    choice, _ = pair(isolated_manager(needy, attention("sdpa"), cache("dynamic")))
+    assert choice.provider == "acme-test:attention/sdpa"
+    assert "acme-not-there>=2" in choice.rejected[0].reasons[0]

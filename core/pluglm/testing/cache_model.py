@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pluglm.contracts import Cache, CrossSlot, KeyInfo, KVSlot, KVView, LatentSlot, Slot, StateSlot, Step
+from pluglm.contracts import Cache, CrossSlot, KeyInfo, KVSlot, KVView, LatentSlot, LatentView, Slot, StateSlot, Step
 from pluglm.contracts.cache import torch_dtype
 
 #: (got, wanted) -> whether a layout gave back what it was given, within its numerics.
@@ -152,7 +152,8 @@ class ListModel:
 
     def check_view(self, i: int, view: KVView, keys: KeyInfo, same: Same) -> None:
         """Every cell that a query may still need is there, at its position, with its values; and nothing else is."""
-        k, v = view.dense()
+        # A latent view's dense form is what absorbed queries read; what was appended are its two parts.
+        k, v = (view.rope[:, None], view.latent[:, None]) if isinstance(view, LatentView) else view.dense()
         B, S = len(self.rows), keys.length
         assert k.shape[0] == v.shape[0] == B, f"slot {i}: the view has {k.shape[0]} rows, not {B}"
         assert k.shape[2] == v.shape[2] == S, f"slot {i}: KeyInfo.length is {S}, the view has {k.shape[2]} keys"

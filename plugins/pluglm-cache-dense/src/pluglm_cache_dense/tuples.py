@@ -9,7 +9,6 @@ from torch import Tensor
 
 from pluglm.contracts import Cache, CacheLayout, KVSlot, Slot
 from pluglm.errors import InputError
-from pluglm_cache_dense.cache import DenseCache
 
 
 def from_tuples(
@@ -42,7 +41,7 @@ def from_tuples(
     return cache
 
 
-def to_tuples(cache: DenseCache) -> tuple[tuple[Tensor, Tensor], ...]:
+def to_tuples(cache: Cache) -> tuple[tuple[Tensor, Tensor], ...]:
     """Copies of the committed keys and values of every slot. Positions are not part of this form: see `save`."""
     _check_slots(cache.slots, len(cache.slots))
     views = (cache.read(slot).dense() for slot in range(len(cache.slots)))
