@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pluglm.contracts.attention import AttentionBackend, AttentionRequest
-from pluglm.contracts.cache import CacheLayout, CacheRequest, torch_dtype
+from pluglm.contracts.cache import CacheLayout, CacheRequest
 from pluglm.contracts.decoding import DecodingRequest, DecodingStrategy
+from pluglm.contracts.dtypes import torch_dtype
 from pluglm.contracts.model import ModelDescription, ModelParts
 from pluglm.contracts.quantizer import Quantizer, QuantizerRequest
 from pluglm.contracts.runtime import Executor, ExecutorRequest, KernelRequest

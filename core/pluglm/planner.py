@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
-from pluglm.contracts.cache import slot_kinds
 from pluglm.contracts.decoding import GenerationConfig
 from pluglm.contracts.model import ModelDescription
 from pluglm.contracts.runtime import KERNEL_OPS
+from pluglm.contracts.slots import slot_kinds
 from pluglm.errors import (
     IncompatiblePluginError,
     InputError,

@@ -1,4 +1,4 @@
-"""The code blocks of README.md run, and say what the page says they say.
+"""The code blocks of README.md, and of a few more pages, run, and say what the page says they say.
 
 In the order of the page, in one empty folder and one namespace:
 
@@ -32,7 +32,10 @@ from typing import Any
 
 import pytest
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+ROOT = Path(__file__).resolve().parents[2]
+README = ROOT / "README.md"
+#: Pages that are read from top to bottom; what other pages show is run by the tests of the kind they are about.
+PAGES = (README, ROOT / "docs" / "how-to" / "swap-a-part.md")
 SHELLS = ("console", "bash", "sh", "shell")
 FENCE = re.compile(
     r"^(?P<ticks>`{3,})(?P<language>[\w+-]*)[^\n]*\n(?P<text>.*?)^(?P=ticks)\s*$", re.MULTILINE | re.DOTALL
@@ -168,8 +171,9 @@ def test_the_readme_shows_python_and_a_command() -> None:
 
 
 @pytest.mark.slow
-def test_every_block_of_the_readme_does_what_the_page_says() -> None:
-    read_page(README.read_text("utf-8"))
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_every_block_of_a_page_does_what_the_page_says(page: Path) -> None:
+    read_page(page.read_text("utf-8"))
 
 
 def test_python_blocks_share_one_namespace_and_their_output_is_compared() -> None:

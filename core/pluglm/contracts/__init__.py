@@ -1,25 +1,7 @@
 """Contracts that cross the plugin border: Protocols and frozen dataclasses, one idea a module. Imports no torch."""
 
 from pluglm.contracts.attention import AttentionBackend, AttentionRequest, AttentionSpec, MaskSpec
-from pluglm.contracts.cache import (
-    OPERATIONS,
-    Cache,
-    CacheLayout,
-    CacheRequest,
-    CrossSlot,
-    DenseView,
-    KeyInfo,
-    KVSlot,
-    KVView,
-    LatentSlot,
-    LatentView,
-    PagedView,
-    QuantizedView,
-    SharedSlot,
-    Slot,
-    StateSlot,
-    Step,
-)
+from pluglm.contracts.cache import OPERATIONS, Cache, CacheLayout, CacheRequest, Step
 from pluglm.contracts.decoding import (
     DecodingRequest,
     DecodingStrategy,
@@ -49,7 +31,9 @@ from pluglm.contracts.program import (
 )
 from pluglm.contracts.quantizer import Quantizer, QuantizerRequest
 from pluglm.contracts.runtime import KERNEL_OPS, Executor, ExecutorRequest, KernelRequest
+from pluglm.contracts.slots import CrossSlot, KVSlot, LatentSlot, SharedSlot, Slot, StateSlot
 from pluglm.contracts.text import Checkpoint, Message, Source, SourceRequest, Tokenizer, TokenizerRequest
+from pluglm.contracts.views import DenseView, KeyInfo, KVView, LatentView, PagedView, QuantizedView
 from pluglm.contracts.weights import Chain, Split, Stack, Transform, Transpose, WeightMap, WeightRule, rules
 
 __all__ = [

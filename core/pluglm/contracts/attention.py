@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pluglm.contracts.cache import KeyInfo, KVView
+    from pluglm.contracts.views import KeyInfo, KVView
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pluglm.contracts.attention import AttentionBackend, AttentionSpec
-from pluglm.contracts.cache import Cache, Slot
+from pluglm.contracts.cache import Cache
 from pluglm.contracts.program import DecoderProgram
+from pluglm.contracts.slots import Slot
 from pluglm.contracts.weights import WeightMap
 
 if TYPE_CHECKING:

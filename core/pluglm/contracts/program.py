@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pluglm.contracts.attention import AttentionSpec, MaskSpec
-from pluglm.contracts.cache import CrossSlot, KVSlot, LatentSlot, SharedSlot, Slot, StateSlot
+from pluglm.contracts.slots import CrossSlot, KVSlot, LatentSlot, SharedSlot, Slot, StateSlot
 
 PROGRAM_VERSION = 1
 

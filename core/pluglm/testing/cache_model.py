@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pluglm.contracts import Cache, CrossSlot, KeyInfo, KVSlot, KVView, LatentSlot, LatentView, Slot, StateSlot, Step
-from pluglm.contracts.cache import torch_dtype
+from pluglm.contracts.dtypes import torch_dtype
 
 #: (got, wanted) -> whether a layout gave back what it was given, within its numerics.
 Same = Callable[[Tensor, Tensor], bool]

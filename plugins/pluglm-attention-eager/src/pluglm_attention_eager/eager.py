@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from pluglm.contracts.cache import torch_dtype
+from pluglm.contracts.dtypes import torch_dtype
 from pluglm.errors import InputError, UnsupportedRequestError
 
 if TYPE_CHECKING:

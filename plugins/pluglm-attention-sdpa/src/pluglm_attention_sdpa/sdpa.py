@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from pluglm.contracts.cache import torch_dtype
+from pluglm.contracts.dtypes import torch_dtype
 from pluglm.errors import InputError, UnsupportedRequestError
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pluglm.contracts import DecoderProgram, ModelParts
-from pluglm.contracts.cache import torch_dtype
+from pluglm.contracts.dtypes import torch_dtype
 from pluglm.errors import UnsupportedRequestError
 from pluglm_blocks import attention, feed_forward
 from pluglm_blocks.checks import program_refusals

@@ -15,7 +15,8 @@ from pluglm.contracts import (
     Slot,
     StateSlot,
 )
-from pluglm.contracts.cache import missing_operations, torch_dtype
+from pluglm.contracts.cache import missing_operations
+from pluglm.contracts.dtypes import torch_dtype
 from pluglm.errors import InputError, UnsupportedRequestError
 from pluglm_cache_dense.cache import DenseCache
 from pluglm_cache_dense.states import CrossStore, StateStore

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pluglm.contracts import CrossSlot, DenseView, KeyInfo, StateSlot
-from pluglm.contracts.cache import torch_dtype
+from pluglm.contracts.dtypes import torch_dtype
 from pluglm.errors import CacheError
 from pluglm_cache_dense.stores import Store, resized, taken, wrong_shape, zeros
 
