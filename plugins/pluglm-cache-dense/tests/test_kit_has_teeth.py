@@ -15,7 +15,7 @@ class Kit(CacheContract):
     __test__ = False
     provider = pluglm_cache_dense.dynamic
     facts = provider_facts("pluglm_cache_dense", "cache", "dynamic")
-    max_examples = 8
+    max_examples = 80  # it ends at the first failure; without the break these laws pass, in test_contract.py
     phases = (Phase.generate,)
 
 
@@ -108,7 +108,6 @@ BREAKS = {
 @pytest.mark.parametrize("break_it", BREAKS, ids=lambda function: function.__name__)
 def test_the_kit_fails_a_cache_with(break_it, monkeypatch):
     law = getattr(Kit(), BREAKS[break_it])
-    law()
     break_it(monkeypatch)
     with pytest.raises((AssertionError, pytest.fail.Exception)):
         law()
