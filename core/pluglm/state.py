@@ -10,11 +10,14 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pluglm.errors import InputError, PluginConflictError, PluginError, PluginNotFoundError, SaveError
 from pluglm.metadata import normalise
 from pluglm.provider import Provider, parse_reference
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,22 +31,23 @@ class State:
         return provider.id in self.disabled or provider.distribution in self.disabled
 
 
-def state_path() -> Path:
+def state_path() -> str:
     """plugins.json in $PLUGLM_CONFIG_DIR, else in pluglm in $XDG_CONFIG_HOME or in ~/.config."""
+    # Text and os.path: importing pathlib costs a management command as much as finding a thousand plugins.
     own = os.environ.get("PLUGLM_CONFIG_DIR")
-    if own:
-        return Path(own, "plugins.json")
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path("~/.config").expanduser(), "pluglm", "plugins.json")
+    folder = own or os.path.join(os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config"), "pluglm")
+    return os.path.join(folder, "plugins.json")
 
 
-def load_state(path: Path | None = None) -> State:
+def load_state(path: str | Path | None = None) -> State:
     """Read the state; an absent file means that nothing is disabled.
 
     Raises: PluginError if the file cannot be understood. Guessing could load what the user switched off.
     """
     path = path or state_path()
     try:
-        decoded = json.loads(path.read_text("utf-8"))
+        with open(path, encoding="utf-8") as file:
+            decoded = json.load(file)
         disabled = decoded["disabled"]
         if decoded["schema"] != 1 or not all(isinstance(entry, str) for entry in disabled):
             raise ValueError("it should hold schema 1 and a list 'disabled' of text")
@@ -59,7 +63,7 @@ def load_state(path: Path | None = None) -> State:
     return State(frozenset(disabled))
 
 
-def disable(reference: str, providers: Sequence[Provider], *, path: Path | None = None) -> str:
+def disable(reference: str, providers: Sequence[Provider], *, path: str | Path | None = None) -> str:
     """Switch a plugin or a distribution off and return what was switched off.
 
     Args:
@@ -73,7 +77,7 @@ def disable(reference: str, providers: Sequence[Provider], *, path: Path | None 
     return entry
 
 
-def enable(reference: str, providers: Sequence[Provider], *, path: Path | None = None) -> str:
+def enable(reference: str, providers: Sequence[Provider], *, path: str | Path | None = None) -> str:
     """Undo `disable`; also for something that is no longer installed. Arguments, result and errors as there."""
     disabled = load_state(path).disabled
     entry = reference if reference in disabled else resolve(reference, providers)
@@ -138,7 +142,10 @@ def not_found(reference: str, providers: Sequence[Provider]) -> PluginNotFoundEr
     )
 
 
-def _save(disabled: Iterable[str], path: Path) -> None:
+def _save(disabled: Iterable[str], place: str | Path) -> None:
+    from pathlib import Path
+
+    path = Path(place)
     text = json.dumps({"schema": 1, "disabled": sorted(disabled)}, indent=2) + "\n"
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:

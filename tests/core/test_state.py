@@ -159,4 +159,4 @@ def test_the_state_lies_in_the_users_configuration(monkeypatch, variables, place
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert state_path() == Path(place)
+    assert state_path() == str(Path(place))

@@ -55,10 +55,10 @@ def test_held_out_text_survives_the_tokenizer(lm: pluglm.LanguageModel) -> None:
         assert lm.tokenizer.decode(lm.tokenizer.encode(text, add_special_tokens=False)) == text
 
 
-def test_a_chat_is_code_that_follows_a_comment(lm: pluglm.LanguageModel) -> None:
+def test_a_chat_is_code_that_follows_a_docstring(lm: pluglm.LanguageModel) -> None:
     assert lm.tokenizer is not None
-    ids = lm.tokenizer.apply_chat_template([{"role": "user", "content": "read a csv file\nquickly"}])
-    assert lm.tokenizer.decode(ids) == "# read a csv file\n# quickly\n"
+    ids = lm.tokenizer.apply_chat_template([{"role": "user", "content": "Read a csv file\nquickly."}])
+    assert lm.tokenizer.decode(ids) == '"""Read a csv file\nquickly."""\n\n'
     assert lm.generate([{"role": "user", "content": "a counter"}], max_new_tokens=4)
 
 

@@ -8,13 +8,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-# What a chat turn looks like to a model that has only ever seen source code: a comment to be continued by code.
+# What a chat turn looks like to a model that has only ever seen source code: a docstring, to be followed by code.
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
-    "{% if message.role == 'assistant' %}{{ message.content }}\n"
-    "{% else %}{% for line in message.content.splitlines() %}# {{ line }}\n{% endfor %}{% endif %}"
+    "{% if message.role == 'assistant' %}{{ message.content }}\n\n"
+    '{% else %}"""{{ message.content }}"""\n\n{% endif %}'
     "{% endfor %}"
 )
+# A small model repeats itself sooner or later; without a wish of the user's it stops before that is all one sees.
+DEMO_NEW_TOKENS = 64
 END_OF_TEXT = "<|endoftext|>"
 
 
@@ -52,7 +54,9 @@ def export(run: Path, corpus: Path, package: Path) -> Path:
     tokenizer.save(str(target / "tokenizer.json"), pretty=False)
     files: dict[str, Any] = {
         "config.json": config_of(facts["shape"], end),
-        "generation_config.json": {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end},
+        "generation_config.json": {
+            "bos_token_id": end, "eos_token_id": end, "pad_token_id": end, "max_new_tokens": DEMO_NEW_TOKENS,
+        },
         "tokenizer_config.json": {
             "bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "pad_token": END_OF_TEXT,
             "chat_template": CHAT_TEMPLATE,
