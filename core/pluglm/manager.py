@@ -126,7 +126,7 @@ class Manager:
             PluginDisabledError if it may not be used; QuarantinedError, with the cause, for anything else.
         """
         if provider.id in self.quarantine:
-            raise self._quarantined(provider)
+            raise self.failure_of(provider)
         if reason := self.refusal(provider):
             raise PluginDisabledError(
                 f"{provider.id} {provider.version} may not be used.",
@@ -142,7 +142,7 @@ class Manager:
             raise  # a typed error speaks of the user's model or request, not of a broken plugin
         except BaseException as e:
             self._set_aside(provider, "build", e)
-            raise self._quarantined(provider) from e
+            raise self.failure_of(provider) from e
         if result is None:
             self.reject(provider, TypeError(f"{hook} returned None"))
         self.audit("built", provider=provider.id, hook=hook)
@@ -151,7 +151,7 @@ class Manager:
     def reject(self, provider: Provider, cause: Exception) -> None:
         """Quarantine a provider whose result breaks its contract, and raise."""
         self._set_aside(provider, "contract", cause)
-        raise self._quarantined(provider) from cause
+        raise self.failure_of(provider) from cause
 
     def _activate(self, provider: Provider) -> Any:
         if provider.id in self._activated:
@@ -168,7 +168,7 @@ class Manager:
             raise
         except BaseException as e:  # a plugin may raise anything, SystemExit included
             self._set_aside(provider, stage, e)
-            raise self._quarantined(provider) from e
+            raise self.failure_of(provider) from e
         self._activated[provider.id] = plugin
         self.audit("imported", provider=provider.id, version=provider.version, target=provider.target)
         return plugin
@@ -223,7 +223,8 @@ class Manager:
         self.quarantine[provider.id] = Quarantine(provider, stage, cause)
         self.audit("quarantined", provider=provider.id, stage=stage, cause=f"{type(cause).__name__}: {cause}")
 
-    def _quarantined(self, provider: Provider) -> QuarantinedError:
+    def failure_of(self, provider: Provider) -> QuarantinedError:
+        """The error that says why a quarantined provider was set aside."""
         entry = self.quarantine[provider.id]
         verb = {
             "import": "cannot be imported", "register": "does not fit its hooks", "build": "failed while building",

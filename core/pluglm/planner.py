@@ -176,7 +176,7 @@ class Planner:
     def _insist(self, provider: Provider, demand: Demand) -> None:
         """Raise the error that tells why a named provider cannot be used, if it cannot."""
         if provider.id in self.manager.quarantine:
-            raise self.manager._quarantined(provider) from self.manager.quarantine[provider.id].cause
+            raise self.manager.failure_of(provider) from self.manager.quarantine[provider.id].cause
         if refusal := self.manager.refusal(provider):
             raise PluginDisabledError(
                 f"{provider.id} {provider.version} was asked for by name and may not be used.",
@@ -318,7 +318,7 @@ class Planner:
         near = get_close_matches(unknown[0], known, 1)
         return PlanError(
             f"no installed decoding strategy honours {', '.join(unknown)}.",
-            why=f"there is {self.manager.registry._names('decoding')}; "
+            why=f"there is {self.manager.registry.names('decoding')}; "
             "a setting that is ignored changes results in silence.",
             fix=(f"Did you mean {near[0]!r}? " if near else "")
             + "Leave it out (of generation_config.json too), or install a strategy that knows it and name it.",

@@ -61,7 +61,7 @@ class Registry:
         if reference.kind not in (None, kind):
             raise PluginNotFoundError(
                 f"{text!r} names a provider of kind {reference.kind!r} where one of kind {kind!r} is needed.",
-                fix=f"Name one of: {self._names(kind)}.",
+                fix=f"Name one of: {self.names(kind)}.",
                 kind=kind,
                 name=reference.name,
             )
@@ -81,13 +81,14 @@ class Registry:
             raise PluginDisabledError(
                 f"{kind} {provider.name!r} ({provider.id}) is installed but switched off.",
                 why=reason,
-                fix=f"Run `pluglm plugins enable {provider.id}`, or choose another: {self._names(kind)}.",
+                fix=f"Run `pluglm plugins enable {provider.id}`, or choose another: {self.names(kind)}.",
                 plugin=provider.id,
                 by="user",
             )
         return provider, reference.variant
 
-    def _names(self, kind: str) -> str:
+    def names(self, kind: str) -> str:
+        """Names of a kind's providers as a message lists them."""
         return ", ".join(sorted({p.name for p in self.of(kind)})) or "none is installed"
 
     def _not_found(self, kind: str, reference: Reference) -> PluginNotFoundError:
@@ -97,7 +98,7 @@ class Registry:
         troubles = "".join(f"\n{p.subject}: {p.message}" for p in self.problems[:5])
         return PluginNotFoundError(
             f"no plugin provides {kind} {reference.name!r}.",
-            why=f"installed {kind} providers: {self._names(kind)}."
+            why=f"installed {kind} providers: {self.names(kind)}."
             + (f"\nSet aside by discovery:{troubles}" if troubles else ""),
             fix=f"{meant}Install a package that declares {reference.name!r} in the entry-point group {group!r}, or "
             "choose an installed one; `pluglm plugins list` prints them.",
