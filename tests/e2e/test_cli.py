@@ -260,3 +260,9 @@ def test_the_program_tells_a_typo_without_a_traceback(folder: Path) -> None:
     done = program("generate", "-m", folder, "--attention", "spda", "the cat")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("PluginNotFoundError: ") and "Traceback" not in done.stderr
+
+
+def test_an_error_of_a_call_comes_before_anything_is_printed(run: Run, folder: Path) -> None:
+    for more in ((), ("--no-stream",)):
+        result = run("generate", "-m", folder, "--temperature", "0", *more, "the cat")
+        assert (result.code, result.out) == (1, "")

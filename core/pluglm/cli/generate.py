@@ -43,13 +43,16 @@ def command(prompt: str | None, as_json: bool, no_stream: bool, **arguments: Any
             "plan": lm.plan.to_json(),
         }))  # fmt: skip
         return
-    click.echo(prompt, nl=False)
+    # The prompt is printed once the call has been checked, so that an error does not follow half a line.
     if no_stream or lm.tokenizer is None or settings.get("num_return_sequences", 1) != 1:
         done = lm.complete(prompt, **settings)
+        click.echo(prompt, nl=False)
         for c in done if isinstance(done, list) else [done]:
             click.echo(c.text)
         return
-    for piece in lm.stream(prompt, **settings):
+    pieces = lm.stream(prompt, **settings)
+    click.echo(prompt, nl=False)
+    for piece in pieces:
         click.echo(piece, nl=False)
         sys.stdout.flush()
     click.echo()
