@@ -14,11 +14,17 @@ from pluglm.request import LoadRequest
 def find_model(request: LoadRequest, manager: Manager) -> Path:
     """The folder of the model a user named: a path, an installed source's, or the Hub's.
 
-    Raises: ModelNotFoundError.
+    Raises: ModelNotFoundError; InputError for a revision of a folder, which has none.
     """
     from pluglm.checkpoint import resolve
 
     if Path(request.model).expanduser().is_dir():
+        if request.revision is not None:
+            raise InputError(
+                f"{request.model!r} is a folder, so revision={request.revision!r} means nothing.",
+                why="only repositories on the Hub have revisions; the folder would be loaded as it is.",
+                fix="Leave revision out, or name the repository as org/name.", argument="revision",
+            )  # fmt: skip
         return resolve(request.model)
     wish = SourceRequest(request.model, request.revision, request.offline, request.token)
     for provider in manager.registry.of("source"):

@@ -22,6 +22,10 @@ def test_the_source_answers_to_its_own_name_only() -> None:
     source = pluglm_build_source(SourceRequest("pystdlib"))
     assert source.resolve(SourceRequest("pystdlib")) == CHECKPOINT
     assert source.resolve(SourceRequest("org/repo")) is None
+    with pytest.raises(
+        pluglm.InputError, match=r"no revision 'v2'[\s\S]*part of this package[\s\S]*Leave revision out"
+    ):
+        source.resolve(SourceRequest("pystdlib", revision="v2"))
 
 
 def test_the_weights_are_small_enough_to_ship() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pluglm import hookimpl
+from pluglm import InputError, hookimpl
 from pluglm.contracts import Source, SourceRequest
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
@@ -16,13 +16,20 @@ class PackagedModel:
     name = "pystdlib"
 
     def resolve(self, request: SourceRequest) -> Path | None:
-        """The folder, for "pystdlib"; None for any other name."""
-        return CHECKPOINT if request.model == self.name else None
+        """The folder, for "pystdlib"; None for any other name. Raises InputError if a revision is asked for."""
+        if request.model != self.name:
+            return None
+        if request.revision is not None:
+            raise InputError(
+                f"pystdlib has no revision {request.revision!r}.", why="the model is part of this package.",
+                fix="Leave revision out, or install another version of pluglm-model-pystdlib.", argument="revision",
+            )  # fmt: skip
+        return CHECKPOINT
 
 
 @hookimpl
 def pluglm_build_source(request: SourceRequest) -> Source:
-    """The package is the source; a revision is its version, so nothing of the request matters here."""
+    """The package is the source; what is asked for is looked at in `resolve`."""
     return PackagedModel()
 
 
