@@ -33,7 +33,7 @@ class Kind:
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
-        Kind("architecture", "pluglm.architectures", ("pluglm_build_model", "pluglm_describe_model"), "1.0",
+        Kind("architecture", "pluglm.architectures", ("pluglm_build_model", "pluglm_describe_model"), "1.1",
              "reads a model type's config and builds its module"),
         Kind("attention", "pluglm.attention", ("pluglm_build_attention",), "1.0",
              "computes attention and builds the masks it needs"),

@@ -29,7 +29,7 @@ BORDER: dict[str, tuple[Any, ...]] = {
         hookspecs.ArchitectureHooks, c.ModelModule, c.ModelDescription, c.ModelParts, c.ForwardInput, c.ForwardOutput,
         c.DecoderProgram, c.Embedding, c.Layer, c.Branch, c.Part, c.Attention, c.LatentAttention, c.StateSpace,
         c.FeedForward, c.Experts, c.Norm, c.Rope, c.Head, c.WeightMap, c.WeightRule, c.Transform, c.Split, c.Stack,
-        c.Transpose, c.Chain,
+        c.SplitGroups, c.Transpose, c.Chain,
     ),
     "attention": (hookspecs.AttentionHooks, c.AttentionBackend, c.AttentionRequest, c.AttentionSpec, c.MaskSpec,
                   c.KeyInfo, c.KVView, c.DenseView, c.PagedView, c.QuantizedView, c.LatentView),

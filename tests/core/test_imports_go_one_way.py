@@ -186,7 +186,7 @@ def test_no_module_runs_code_that_came_as_data() -> None:
         ("pluglm", "import pluglm_blocks"),
         ("pluglm", "from pluglm_attention_sdpa import sdpa"),
         ("pluglm", "def late():\n    import pluglm_tokenizers.templates as t"),
-        ("pluglm", "import importlib\nimportlib.import_module('pluglm_cache_dense')"),
+        ("pluglm", "import importlib\nimportlib.import_module('pluglm_caches')"),
         ("pluglm", "if TYPE_CHECKING:\n    from pluglm_blocks.rope import Rope"),
         ("pluglm_attention_sdpa", "from pluglm_attention_eager import mask"),
         ("pluglm_blocks", "import pluglm_arch_llama"),
@@ -201,7 +201,7 @@ def test_a_planted_import_against_the_direction_is_found(package: str, source: s
     ("package", "source"),
     (
         ("pluglm", "import torch, pluggy\nfrom pluglm.errors import PluglmError\nfrom . import kinds"),
-        ("pluglm_arch_llama", "import pluglm\nfrom pluglm_blocks import rope\nfrom pluglm_arch_llama import config"),
+        ("pluglm_arch_llama", "import pluglm\nfrom pluglm_blocks import rope\nfrom pluglm_arch_llama import families"),
         ("pluglm_model_pystdlib", "from pluglm import hookimpl"),
     ),
 )

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from pluglm.contracts import Chain, Split, Stack, Transpose, WeightMap, WeightRule, rules
+from pluglm.contracts import Chain, Split, SplitGroups, Stack, Transpose, WeightMap, WeightRule, rules
 from pluglm.errors import CheckpointError
 from pluglm.weights import assign, export_weights, load_weights, quantize_module, quantized_layers
 
@@ -321,13 +321,14 @@ def test_integers_are_found_in_any_source_of_a_rule() -> None:
     [
         (Split((Q, K)), {"a": (Q, C)}, f"[({Q}, {C})] does not fit this model: dimension 0 is {Q}, the parts ({Q}, {K}) need {Q + K}."),
         (Split((Q, K), dim=1), {"a": (Q,)}, f"[({Q},)] does not fit this model: there is no dimension 1 to split."),
-        (Transpose(), {"a": (Q,)}, f"[({Q},)] does not fit this model: only a matrix can be transposed, found shapes [({Q},)]."),
+        (Transpose(), {"a": (Q,)}, f"[({Q},)] does not fit this model: only matrices can be transposed, found shapes [({Q},)]."),
+        (SplitGroups(2, (Q, K)), {"a": (Q, C)}, f"[({Q}, {C})] does not fit this model: dimension 0 is {Q}, the parts ({2 * Q}, {2 * K}) need {2 * (Q + K)}."),
         (Stack(), {"a": (Q,), "b": (K,)}, f"[({Q},), ({K},)] does not fit this model: tensors of different shapes cannot be stacked: [({K},), ({Q},)]."),
     ],
 )  # fmt: skip
 def test_what_a_transform_cannot_take_is_said_in_its_words(transform: Any, held: dict[str, Any], why: str) -> None:
     module = nn.Module()
-    targets = ("w", "x") if isinstance(transform, Split) else ("w",)
+    targets = ("w", "x") if isinstance(transform, Split | SplitGroups) else ("w",)
     for name in targets:
         module.register_parameter(name, nn.Parameter(torch.empty(Q, C, device="meta")))
     weights = WeightMap((WeightRule(tuple(held), targets, transform),))
@@ -435,7 +436,9 @@ def tables(draw: st.DrawFn) -> tuple[WeightMap, dict[str, Tensor], nn.Module]:
     held: dict[str, Tensor] = {}
     module = nn.Module()
     prefix = draw(st.sampled_from(["model.", ""]))
-    kinds = st.sampled_from(["plain", "split", "transpose", "stack", "split of transposed", "transposed stack"])
+    kinds = st.sampled_from(
+        ["plain", "split", "transpose", "stack", "split of transposed", "transposed stack", "groups"]
+    )
     for i, kind in enumerate(draw(st.lists(kinds, max_size=5))):
         sizes = tuple(draw(st.lists(st.integers(1, 5), min_size=1, max_size=3)))
         dim, width = draw(st.sampled_from([0, 1, -1, -2])), draw(st.integers(1, 6))
@@ -445,7 +448,8 @@ def tables(draw: st.DrawFn) -> tuple[WeightMap, dict[str, Tensor], nn.Module]:
             "plain": (None, [(total, width)], 1), "split": (Split(sizes, dim), [fused], len(sizes)),
             "transpose": (Transpose(), [(total, width)], 1), "stack": (Stack(), [(total, width)] * len(sizes), 1),
             "split of transposed": (Chain((Transpose(), Split(sizes))), [(width, total)], len(sizes)),
-            "transposed stack": (Chain((_EachTransposed(), Stack())), [(total, width)] * len(sizes), 1),
+            "transposed stack": (Chain((Transpose(), Stack())), [(total, width)] * len(sizes), 1),
+            "groups": (SplitGroups(3, sizes, dim), [(3 * total, width) if dim in (0, -2) else (width, 3 * total)], len(sizes)),
         }  # fmt: skip
         transform, shapes, count = table[kind]
         sources = tuple(f"model.{i}.{n}" for n in range(len(shapes)))
@@ -457,10 +461,6 @@ def tables(draw: st.DrawFn) -> tuple[WeightMap, dict[str, Tensor], nn.Module]:
             module.register_parameter(name, nn.Parameter(torch.empty(tensor.shape, device="meta")))
         found.append(WeightRule(sources, targets, transform))
     return WeightMap(tuple(draw(st.permutations(found))), prefixes=("model.", "")), held, module
-
-
-class _EachTransposed(Transpose):
-    """Transpose, of several matrices."""
 
 
 @given(tables())
@@ -656,3 +656,17 @@ def test_packed_weights_without_the_optional_prefix_are_found() -> None:
     bare = {name.removeprefix("model."): t for name, t in written.items()}
     module = fill(on_meta(), table(), FakeCheckpoint(bare), quantizer=quantizer, packed=True)
     assert isinstance(module.get_submodule("layers.0.up"), Packed)
+
+
+def test_groups_are_dealt_out_as_their_docstring_says() -> None:
+    fused = torch.arange(12).view(6, 2)  # two groups of: two rows of the first part, one of the second
+    first, second = SplitGroups(2, (2, 1)).apply([fused])
+    assert first.tolist() == [[0, 1], [2, 3], [6, 7], [8, 9]]
+    assert second.tolist() == [[4, 5], [10, 11]]
+
+
+def test_a_stack_of_matrices_is_transposed_one_by_one() -> None:
+    stacked = torch.randn(3, 4, 5)
+    (found,) = Transpose().apply([stacked])
+    assert torch.equal(found[1], stacked[1].T)
+    assert Transpose().shapes([(3, 4, 5)]) == [(3, 5, 4)]

@@ -177,7 +177,7 @@ ARGUMENTS: dict[str, Row] = {
     "tokenizer typo": typo("tokenizer", "tokeniser", "tokenizers"),
     "quantizer typo": typo("quantizer", "torcha", "torchao"),
     "a part of another kind": (
-        load(attention="pluglm-cache-dense:cache/static"), PluginNotFoundError, ("kind 'cache'", "'attention' is needed", "sdpa")),
+        load(attention="pluglm-caches:cache/static"), PluginNotFoundError, ("kind 'cache'", "'attention' is needed", "sdpa")),
     "a part of another distribution": (
         load(attention="pluglm-attention-eager:attention/sdpa"), PluginNotFoundError, ("sdpa", "To do")),
     "a kind that is none": (load(attention="atention/sdpa"), InputError, ("kind 'atention'", "'attention' is near")),

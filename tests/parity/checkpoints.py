@@ -1,17 +1,23 @@
 """Tiny random checkpoints, written by Transformers, in which every knob of a model type is turned to an odd value.
 
 Sizes differ from each other, biases and norms are random, rotary positions are stretched and windows are shorter than
-the sequences, so that a part which is left out, swapped or computed otherwise cannot hide.
+the sequences, so that a part which is left out, swapped or computed otherwise cannot hide. Each family's variants stand
+in a module of `families/`, as `VARIANTS`, together with the knobs that only it has, as `KNOBS` and `NOT_BROKEN`.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 #: Lengths before stretching are far below the 90 or so positions that the tests run.
 BEFORE = 24
@@ -37,75 +43,72 @@ def longrope(pairs: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+#: Every checkpoint's vocabulary; no special tokens, so that no text ends early.
+VOCAB_SIZE = 131
+NO_TOKENS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+#: In the names that most families give them.
+SIZES = {
+    "vocab_size": VOCAB_SIZE, "hidden_size": 48, "intermediate_size": 84, "num_hidden_layers": 3,
+    "num_attention_heads": 6, "num_key_value_heads": 2, "rms_norm_eps": 1e-4, **NO_TOKENS,
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Variant:
-    """One checkpoint. v4: its config is rewritten as Transformers 4 spelled rotary positions."""
+    """One checkpoint.
+
+    Attributes:
+        settings: of the config, all of them.
+        v4: the config is rewritten as Transformers 4 spelled rotary positions.
+        seed: of its prompts; another one where the reference's own choice of a token is a matter of rounding.
+        scale: of the random matrices, or a function (name, noise) -> parameter for those that need care; it may return
+            None to leave one to the rule.
+        skip: names of parity tests that cannot hold, each with the reason; a test checks that the names exist.
+    """
 
     model_type: str
-    rope: dict[str, Any]
     settings: dict[str, Any] = field(default_factory=dict)
-    tied: bool = False
     v4: bool = False
-    max_positions: int = 120
+    seed: int = 0
+    scale: Callable[[str, Tensor], Tensor | None] | None = None
+    skip: dict[str, str] = field(default_factory=dict)
 
 
-def _hybrid(first: str, second: str) -> list[str]:
-    return [f"{kind}_attention" for kind in (first, second, first, second)]
-
-
-VARIANTS: dict[str, Variant] = {
-    "llama-linear": Variant("llama", LINEAR, {"head_dim": 10, "attention_bias": True, "mlp_bias": True}, tied=True),
-    "llama-llama3": Variant("llama", LLAMA3, {"num_key_value_heads": 3, "hidden_act": "gelu_pytorch_tanh"}, v4=True),
-    "llama-dynamic": Variant("llama", DYNAMIC, {"head_dim": 10}, max_positions=BEFORE),
-    "llama-proportional": Variant("llama", PROPORTIONAL, {"head_dim": 10, "hidden_act": "relu"}),
-    "mistral-window": Variant("mistral", YARN, {"head_dim": 10, "sliding_window": 13}, v4=True),
-    "mistral-full": Variant("mistral", longrope(4), {"sliding_window": None}, tied=True),
-    "qwen2-window": Variant(
-        "qwen2", LINEAR,
-        {"num_hidden_layers": 4, "use_sliding_window": True, "sliding_window": 11, "max_window_layers": 2}, v4=True,
-    ),
-    "qwen2-full": Variant("qwen2", {**YARN, "mscale": 0.7, "mscale_all_dim": 1.3, "truncate": False}, tied=True),
-    "qwen3-window": Variant(
-        "qwen3", longrope(5),
+def rotary(
+    model_type: str,
+    rope: dict[str, Any],
+    settings: dict[str, Any] | None = None,
+    *,
+    tied: bool = False,
+    v4: bool = False,
+    max_positions: int = 120,
+) -> Variant:
+    """A variant of a Llama-like family: `SIZES`, rotary positions and what differs."""
+    return Variant(
+        model_type,
         {
-            "head_dim": 10, "attention_bias": True, "num_hidden_layers": 4, "use_sliding_window": True,
-            "sliding_window": 9, "layer_types": _hybrid("full", "sliding"),
+            **SIZES, **(settings or {}), "rope_parameters": dict(rope), "max_position_embeddings": max_positions,
+            "tie_word_embeddings": tied,
         },
-    ),
-    "qwen3-full": Variant("qwen3", YARN, {"head_dim": 10, "num_key_value_heads": 3}, tied=True, v4=True),
-    "smollm3-window": Variant(
-        "smollm3", LLAMA3,
-        {
-            "num_hidden_layers": 4, "no_rope_layers": [1, 0, 0, 1], "use_sliding_window": True, "sliding_window": 12,
-            "layer_types": _hybrid("sliding", "full"),
-        },
-    ),
-    "smollm3-full": Variant(
-        "smollm3", LINEAR, {"no_rope_layer_interval": 2, "attention_bias": True, "mlp_bias": True}, tied=True, v4=True,
-    ),
-    "olmo2-biases": Variant("olmo2", YARN, {"attention_bias": True, "num_key_value_heads": 3}),
-    "olmo2-tied": Variant("olmo2", DYNAMIC, tied=True, v4=True, max_positions=BEFORE),
-    "granite-biases": Variant(
-        "granite", LLAMA3,
-        {
-            "attention_bias": True, "mlp_bias": True, "embedding_multiplier": 1.7, "residual_multiplier": 0.6,
-            "attention_multiplier": 0.21, "logits_scaling": 1.9,
-        },
-    ),
-    "granite-tied": Variant(
-        "granite", longrope(4),
-        {
-            "embedding_multiplier": 0.8, "residual_multiplier": 0.9, "attention_multiplier": 0.5, "logits_scaling": 0.7,
-            "num_key_value_heads": 3, "hidden_act": "gelu",
-        },
-        tied=True,
-    ),
-}  # fmt: skip
+        v4,
+    )  # fmt: skip
 
-SIZES = {
-    "vocab_size": 131, "hidden_size": 48, "intermediate_size": 84, "num_hidden_layers": 3, "num_attention_heads": 6,
-    "num_key_value_heads": 2, "rms_norm_eps": 1e-4, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
-}  # fmt: skip
+
+def _families() -> list[ModuleType]:
+    found = []
+    for path in sorted((Path(__file__).parent / "families").glob("*.py")):
+        name = f"parity_family_{path.stem}"
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None and spec.loader is not None
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        found.append(module)
+    return found
+
+
+sys.modules.setdefault("checkpoints", sys.modules[__name__])
+FAMILIES = _families()
+VARIANTS: dict[str, Variant] = {name: variant for family in FAMILIES for name, variant in family.VARIANTS.items()}
 
 
 def write_checkpoint(name: str, folder: Path) -> Path:
@@ -113,30 +116,29 @@ def write_checkpoint(name: str, folder: Path) -> Path:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     variant = VARIANTS[name]
-    config = AutoConfig.for_model(
-        variant.model_type,
-        **{**SIZES, **variant.settings},
-        rope_parameters=dict(variant.rope),
-        max_position_embeddings=variant.max_positions,
-        tie_word_embeddings=variant.tied,
-    )
+    config = AutoConfig.for_model(variant.model_type, **variant.settings)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     draw = torch.Generator().manual_seed(sum(map(ord, name)))
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=draw)
-            if "norm" in key:
-                parameter.copy_(1 + 0.3 * noise)
-            elif key.endswith(".bias"):
-                parameter.copy_(0.4 * noise)
-            elif "embed_tokens" in key:
-                parameter.copy_(0.5 * noise)
-            else:
-                parameter.copy_(1.3 * noise / parameter.shape[1] ** 0.5)
+            own = variant.scale(key, noise) if variant.scale is not None else None
+            parameter.copy_(_drawn(key, noise) if own is None else own)
     model.save_pretrained(folder)
     if variant.v4:
         _spell_as_v4(folder / "config.json")
     return folder
+
+
+def _drawn(key: str, noise: Tensor) -> Tensor:
+    """The rule for parameters of any family: biases small, norms about one, matrices that keep the scale of vectors."""
+    if key.endswith(".bias"):
+        return 0.4 * noise
+    if noise.ndim == 1:  # norms, by whatever name
+        return 1 + 0.3 * noise
+    if "embed" in key or ".wte" in key or ".wpe" in key:
+        return 0.5 * noise
+    return 1.3 * noise / noise.shape[-1] ** 0.5
 
 
 def _spell_as_v4(path: Path) -> None:

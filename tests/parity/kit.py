@@ -25,19 +25,22 @@ from pluglm.provider import Provider
 from pluglm.registry import Registry
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("arch-llama", "attention-eager", "attention-sdpa", "cache-dense", "decoding-standard", "executor-eager")
+#: Kinds that a load here needs.
+KINDS = ("architecture", "attention", "cache", "decoding", "executor")
 
 
 @cache
 def manager() -> Manager:
     """The first-party plugins of this repository, as their pyproject.toml and pluglm.json announce them."""
     found = []
-    for part in PARTS:
-        folder = ROOT / "plugins" / f"pluglm-{part}"
+    for folder in sorted((ROOT / "plugins").glob("*/")):
         project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
-        manifest = folder / "src" / f"pluglm_{part.replace('-', '_')}" / "pluglm.json"
+        manifest = folder / "src" / folder.name.replace("-", "_") / "pluglm.json"
+        groups = {group: e for group, e in project.get("entry-points", {}).items() if GROUPS[group] in KINDS}
+        if not groups:
+            continue
         facts = {(f["kind"], f["name"]): f for f in json.loads(manifest.read_text())["providers"]}
-        for group, entries in project["entry-points"].items():
+        for group, entries in groups.items():
             kind = GROUPS[group]
             for name, target in entries.items():
                 known = facts.get((kind, name))
@@ -120,14 +123,14 @@ def padded(rows: Sequence[Tensor], side: str, pad: int = 0) -> tuple[Tensor, Ten
 
 
 def build(program: DecoderProgram, lm: LanguageModel) -> nn.Module:
-    """The module of a program, made as the architecture plugin makes it, with empty weights."""
-    from pluglm_arch_llama import pluglm_build_model
+    """The module of a program, with empty weights."""
     from pluglm_attention_eager import pluglm_build_attention
+    from pluglm_blocks import build_decoder
 
     specs = program.attention_specs()
     backend = pluglm_build_attention(request=AttentionRequest(specs, "cpu", "float32"))
     description = replace(lm.model.description, program=program, attention=specs, slots=program.slots)
-    module: Any = pluglm_build_model(parts=ModelParts(description, backend, {}, "cpu", "float32"))
+    module: Any = build_decoder(program, ModelParts(description, backend, {}, "cpu", "float32"))
     return module.eval()
 
 

@@ -5,12 +5,12 @@ A knob is a function from a program to the program with one thing changed, or No
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
+from checkpoints import FAMILIES
+from rewriting import Knob, field, nodes, on, parameter, without
 
 from pluglm.contracts import (
     Attention,
@@ -26,59 +26,6 @@ from pluglm.contracts import (
     Part,
     Rope,
 )
-
-Knob = Callable[[DecoderProgram], DecoderProgram | None]
-Weights = dict[str, Tensor]
-
-
-def rewrite(node: Any, change: Callable[[Any], Any]) -> Any:
-    """A copy of a tree of dataclasses and tuples with `change` applied to each dataclass, leaves first."""
-    if isinstance(node, tuple):
-        return tuple(rewrite(item, change) for item in node)
-    if not dataclasses.is_dataclass(node) or isinstance(node, type):
-        return node
-    fields = {f.name: rewrite(getattr(node, f.name), change) for f in dataclasses.fields(node)}
-    return change(replace(node, **fields))
-
-
-def nodes(node: Any) -> Iterator[Any]:
-    """Every dataclass of a tree."""
-    if isinstance(node, tuple):
-        for item in node:
-            yield from nodes(item)
-    elif dataclasses.is_dataclass(node):
-        yield node
-        for field in dataclasses.fields(node):
-            yield from nodes(getattr(node, field.name))
-
-
-def on(kind: type, change: Callable[[Any], Any]) -> Knob:
-    """Change every node of one kind; None if nothing changes."""
-
-    def broken(program: DecoderProgram) -> DecoderProgram | None:
-        result: DecoderProgram = rewrite(program, lambda node: change(node) if isinstance(node, kind) else node)
-        return None if result == program else result
-
-    return broken
-
-
-def field(kind: type, name: str, value: Callable[[Any], Any]) -> Knob:
-    """Change one field of every node of one kind."""
-    return on(kind, lambda node: replace(node, **{name: value(getattr(node, name))}))
-
-
-def parameter(name: str, value: Callable[[Any], Any]) -> Knob:
-    """Change one of the numbers of the rotary positions."""
-
-    def change(rope: Rope) -> Rope:
-        return replace(rope, parameters=tuple((k, value(v) if k == name else v) for k, v in rope.parameters))
-
-    return on(Rope, change)
-
-
-def without(name: str) -> Knob:
-    """Leave one of the numbers of the rotary positions out, so that the method's default stands in."""
-    return on(Rope, lambda rope: replace(rope, parameters=tuple(p for p in rope.parameters if p[0] != name)))
 
 
 def _norm_of(part: str, place: str) -> Knob:
@@ -125,7 +72,7 @@ def _window_of_the_others(program: DecoderProgram) -> DecoderProgram | None:
 
 
 OTHER = {"silu": "gelu", "gelu": "gelu_tanh", "gelu_tanh": "gelu", "relu": "silu"}
-KNOBS: dict[str, Knob] = {
+_KNOBS: dict[str, Knob] = {
     "rope.kind": on(Rope, lambda r: Rope("default", r.theta, r.dim) if r.kind != "default" else r),
     "rope.theta": field(Rope, "theta", lambda theta: theta * 1.2),
     "rope.dim": on(Rope, lambda r: Rope(r.kind, r.theta, r.dim - 2, max_seq_len=r.max_seq_len, parameters=tuple(
@@ -184,7 +131,7 @@ KNOBS: dict[str, Knob] = {
 }  # fmt: skip
 
 #: Fields that no twin breaks, and why that is so.
-NOT_BROKEN = {
+_NOT_BROKEN = {
     "Norm.size": "another size does not load", "Norm.cast_late": "rounds elsewhere; float32 has nothing to round",
     "Attention.slot": "names a place", "Attention.op": "names a class", "FeedForward.op": "names a class",
     "Attention.qk_norm_over": "the other way needs weights of another size",
@@ -197,3 +144,9 @@ NOT_BROKEN = {
     "DecoderProgram.max_seq_len": "a limit, not a number of the computation",
     "DecoderProgram.version": "of the format",
 }  # fmt: skip
+
+KNOBS: dict[str, Knob] = dict(_KNOBS)
+NOT_BROKEN: dict[str, str] = dict(_NOT_BROKEN)
+for _family in FAMILIES:
+    KNOBS |= getattr(_family, "KNOBS", {})
+    NOT_BROKEN |= getattr(_family, "NOT_BROKEN", {})

@@ -15,6 +15,7 @@ import knobs
 import pytest
 import torch
 from checkpoints import VARIANTS
+from rewriting import Weights, nodes
 from torch import Tensor
 
 from pluglm.contracts import DecoderProgram, Rope
@@ -29,11 +30,11 @@ TEXTS = (kit.prompt(90)[None], kit.prompt(20)[None])
 
 
 @pytest.fixture(scope="module")
-def sound(loaded: Loaded) -> Callable[[str], tuple[DecoderProgram, knobs.Weights, list[Tensor]]]:
+def sound(loaded: Loaded) -> Callable[[str], tuple[DecoderProgram, Weights, list[Tensor]]]:
     """Variant -> its program, its weights, and the logits of `TEXTS`."""
 
     @cache
-    def model(name: str) -> tuple[DecoderProgram, knobs.Weights, list[Tensor]]:
+    def model(name: str) -> tuple[DecoderProgram, Weights, list[Tensor]]:
         lm = loaded(name)
         program = lm.model.description.program
         assert program is not None
@@ -42,14 +43,14 @@ def sound(loaded: Loaded) -> Callable[[str], tuple[DecoderProgram, knobs.Weights
     return model
 
 
-def distance(lm: LanguageModel, program: DecoderProgram, weights: knobs.Weights, logits: list[Tensor]) -> float:
+def distance(lm: LanguageModel, program: DecoderProgram, weights: Weights, logits: list[Tensor]) -> float:
     """How far the logits of a twin are from `logits` at most."""
     module = kit.build(program, lm)
     module.load_state_dict({name: weights[name] for name, _ in module.named_parameters()})
     return max(float((kit.run(module, text) - want).abs().max()) for text, want in zip(TEXTS, logits, strict=True))
 
 
-def renamed(weights: knobs.Weights) -> knobs.Weights:
+def renamed(weights: Weights) -> Weights:
     """The weights also under the names that some twins want: norms moved to the other side, a head of its own."""
     more = dict(weights)
     for name, tensor in weights.items():
@@ -127,7 +128,7 @@ def _exchange(key: str, one: str, other: str) -> str:
 def used(program: DecoderProgram) -> set[str]:
     """Fields, as "Class.field", whose value in this program is not the field's default."""
     found = set()
-    for node in knobs.nodes(program):
+    for node in nodes(program):
         kind = type(node).__name__
         for field in dataclasses.fields(node):
             value = getattr(node, field.name)

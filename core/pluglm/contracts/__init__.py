@@ -34,7 +34,17 @@ from pluglm.contracts.runtime import KERNEL_OPS, Executor, ExecutorRequest, Kern
 from pluglm.contracts.slots import CrossSlot, KVSlot, LatentSlot, SharedSlot, Slot, StateSlot
 from pluglm.contracts.text import Checkpoint, Message, Source, SourceRequest, Tokenizer, TokenizerRequest
 from pluglm.contracts.views import DenseView, KeyInfo, KVView, LatentView, PagedView, QuantizedView
-from pluglm.contracts.weights import Chain, Split, Stack, Transform, Transpose, WeightMap, WeightRule, rules
+from pluglm.contracts.weights import (
+    Chain,
+    Split,
+    SplitGroups,
+    Stack,
+    Transform,
+    Transpose,
+    WeightMap,
+    WeightRule,
+    rules,
+)
 
 __all__ = [
     "KERNEL_OPS", "OPERATIONS", "Attention", "AttentionBackend", "AttentionRequest", "AttentionSpec", "Branch", "Cache",
@@ -43,7 +53,7 @@ __all__ = [
     "FinishReason", "ForwardInput", "ForwardOutput", "GenerationConfig", "GenerationOutput", "Head", "KVSlot", "KVView",
     "KernelRequest", "KeyInfo", "LatentAttention", "LatentSlot", "LatentView", "Layer", "LogitsProcessor", "MaskSpec",
     "Message", "ModelDescription", "ModelModule", "ModelParts", "Norm", "PagedView", "Part", "QuantizedView",
-    "Quantizer", "QuantizerRequest", "Rope", "SharedSlot", "Slot", "Source", "SourceRequest", "Split", "Stack",
-    "StateSlot", "StateSpace", "Step", "StoppingCriterion", "Streamer", "TokenSelector", "Tokenizer",
+    "Quantizer", "QuantizerRequest", "Rope", "SharedSlot", "Slot", "Source", "SourceRequest", "Split", "SplitGroups",
+    "Stack", "StateSlot", "StateSpace", "Step", "StoppingCriterion", "Streamer", "TokenSelector", "Tokenizer",
     "TokenizerRequest", "Transform", "Transpose", "WeightMap", "WeightRule", "rules",
 ]  # fmt: skip

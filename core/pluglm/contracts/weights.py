@@ -62,22 +62,60 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Transpose:
-    """One matrix, transposed (GPT-2 stores [in, out])."""
+class SplitGroups:
+    """One tensor whose `dim` is dealt out in groups -> several, each with its share of every group.
+
+    `[..., groups * sum(sizes), ...]` holds, group after group, `sizes[0]` rows of the first part, `sizes[1]` of the
+    second, and so on: q, k and v of each head (BLOOM: `(H, (D, D, D))`), the queries of a group with their key and
+    value (Falcon: `(K, (G * D, D, D))`), gate and up in turns (gpt-oss: `(F, (1, 1))`).
+    """
+
+    groups: int
+    sizes: tuple[int, ...]
+    dim: int = 0
 
     def apply(self, sources: Sequence[Tensor]) -> Sequence[Tensor]:
-        """[in, out] -> [out, in]."""
-        return [tensor.T for tensor in sources]
+        """Copies; a group's rows become neighbours of the next group's."""
+        (tensor,) = sources
+        import torch
+
+        at = self.dim % tensor.ndim
+        dealt = tensor.reshape(*tensor.shape[:at], self.groups, sum(self.sizes), *tensor.shape[at + 1 :])
+        return [part.flatten(at, at + 1) for part in torch.split(dealt, list(self.sizes), dim=at + 1)]
 
     def invert(self, targets: Sequence[Tensor]) -> Sequence[Tensor]:
-        """[out, in] -> [in, out]."""
-        return [tensor.T for tensor in targets]
+        """Deal the parts back into their groups."""
+        import torch
+
+        at = self.dim % targets[0].ndim
+        parts = [
+            part.reshape(*part.shape[:at], self.groups, size, *part.shape[at + 1 :])
+            for part, size in zip(targets, self.sizes, strict=True)
+        ]
+        return (torch.cat(parts, dim=at + 1).flatten(at, at + 1),)
 
     def shapes(self, sources: Sequence[tuple[int, ...]]) -> Sequence[tuple[int, ...]]:
-        """Raises ValueError for what is not a matrix."""
-        if any(len(shape) != 2 for shape in sources):
-            raise ValueError(f"only a matrix can be transposed, found shapes {list(sources)}")
-        return [shape[::-1] for shape in sources]
+        """Raises ValueError if the groups do not add up to the source's."""
+        return Split(tuple(self.groups * size for size in self.sizes), self.dim).shapes(sources)
+
+
+@dataclass(frozen=True)
+class Transpose:
+    """The last two dimensions exchanged (GPT-2 stores [in, out], gpt-oss [E, in, out])."""
+
+    def apply(self, sources: Sequence[Tensor]) -> Sequence[Tensor]:
+        """[..., in, out] -> [..., out, in]."""
+        return [tensor.mT for tensor in sources]
+
+    def invert(self, targets: Sequence[Tensor]) -> Sequence[Tensor]:
+        """[..., out, in] -> [..., in, out]."""
+        return [tensor.mT for tensor in targets]
+
+    def shapes(self, sources: Sequence[tuple[int, ...]]) -> Sequence[tuple[int, ...]]:
+        """Raises ValueError for what is not a matrix, or several."""
+        if any(len(shape) < 2 for shape in sources):
+            raise ValueError(f"only matrices can be transposed, found shapes {list(sources)}")
+        return [(*shape[:-2], shape[-1], shape[-2]) for shape in sources]
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,11 @@ if TYPE_CHECKING:
 @hookimpl
 def pluglm_describe_model(config: Mapping[str, Any]) -> ModelDescription:
     """Read a config.json of one of the model types above. Imports no torch."""
-    from pluglm_arch_llama.describe import describe
+    from pluglm_blocks.reading import describe
 
-    return describe(config)
+    from pluglm_arch_llama.families import FAMILIES
+
+    return describe(config, FAMILIES, package="pluglm-arch-llama")
 
 
 @hookimpl

@@ -5,13 +5,21 @@ Semantics were checked against the modelling code of Transformers 5.23.0 and by 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from pluglm_blocks.reading import (
+    Config,
+    Family,
+    positive,
+    read_rope,
+    read_sizes,
+    read_windows,
+    refuse,
+    sliding_window,
+    window_or_none,
+)
 
 from pluglm.contracts import DecoderProgram, Norm
-from pluglm_arch_llama.config import Config, positive, read_sizes, read_windows, refuse, sliding_window, window_or_none
 from pluglm_arch_llama.program import attention, decoder
-from pluglm_arch_llama.rope import read_rope
+from pluglm_arch_llama.weights import weight_map
 
 
 def llama(reader: Config) -> DecoderProgram:
@@ -104,24 +112,14 @@ def granite(reader: Config) -> DecoderProgram:
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Family:
-    """One model type. bos, eos, pad: ids where the file does not have the key (the reference's defaults)."""
-
-    program: Callable[[Config], DecoderProgram]
-    bos: int | None = None
-    eos: int | None = None
-    pad: int | None = None
-
-
 FAMILIES: dict[str, Family] = {
-    "llama": Family(llama, bos=1, eos=2),
-    "mistral": Family(mistral, bos=1, eos=2),
-    "qwen2": Family(qwen2),
-    "qwen3": Family(qwen3),
-    "smollm3": Family(smollm3, bos=128_000, eos=128_001, pad=128_004),
-    "olmo2": Family(olmo2, eos=50_279, pad=1),
-    "granite": Family(granite, bos=1, eos=2),
+    "llama": Family(llama, weight_map, bos=1, eos=2),
+    "mistral": Family(mistral, weight_map, bos=1, eos=2),
+    "qwen2": Family(qwen2, weight_map),
+    "qwen3": Family(qwen3, weight_map),
+    "smollm3": Family(smollm3, weight_map, bos=128_000, eos=128_001, pad=128_004),
+    "olmo2": Family(olmo2, weight_map, eos=50_279, pad=1),
+    "granite": Family(granite, weight_map, bos=1, eos=2),
 }
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from pluglm_blocks.reading import Sizes, stretched
+
 from pluglm.contracts import (
     Attention,
     AttentionSpec,
@@ -20,8 +22,6 @@ from pluglm.contracts import (
     Part,
     Rope,
 )
-from pluglm_arch_llama.config import Sizes
-from pluglm_arch_llama.rope import stretched
 
 
 def attention(

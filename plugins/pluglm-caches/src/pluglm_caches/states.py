@@ -15,7 +15,7 @@ from torch import Tensor
 from pluglm.contracts import CrossSlot, DenseView, KeyInfo, StateSlot
 from pluglm.contracts.dtypes import torch_dtype
 from pluglm.errors import CacheError
-from pluglm_cache_dense.stores import Store, resized, taken, wrong_shape, zeros
+from pluglm_caches.stores import Store, resized, taken, wrong_shape, zeros
 
 
 def clone(tensor: Tensor) -> Tensor:

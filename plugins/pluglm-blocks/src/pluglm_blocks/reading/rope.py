@@ -10,7 +10,7 @@ from typing import Any
 
 from pluglm.checkpoint.config_reader import REQUIRED, ConfigReader, Type
 from pluglm.contracts.program import Rope
-from pluglm_arch_llama.config import refuse
+from pluglm_blocks.reading.config import refuse
 
 _LENGTH = {"original_max_position_embeddings": (int, None)}
 
@@ -38,16 +38,27 @@ METHODS: dict[str, dict[str, tuple[Type, Any]]] = {
 Number = float | int | bool | tuple[float, ...]
 
 
-def read_rope(reader: ConfigReader, *, head_dim: int, max_positions: int, theta: float = 10_000.0) -> Rope:
+def read_rope(
+    reader: ConfigReader,
+    *,
+    head_dim: int,
+    max_positions: int,
+    theta: float = 10_000.0,
+    partial: float | None = None,
+    interleaved: bool = False,
+) -> Rope:
     """Read the rotary positions of one model.
 
     Args:
-        head_dim: all of it is rotated; no family here rotates a part. max_positions: `max_position_embeddings`.
+        head_dim: of a head, or of that part of it which is rotated. max_positions: `max_position_embeddings`.
         theta: base where the file has none.
+        partial: the family may rotate the first dimensions of a head only; which part, where the file does not say.
+            None: it rotates whole heads, and a file that says otherwise is refused.
+        interleaved: as in `Rope`.
     Raises: ConfigError for an unknown method, a number it lacks or does not have, or two spellings that disagree.
     """
     outside = reader.take("rope_theta", float, None)
-    partial = reader.take("partial_rotary_factor", float, None)
+    part = reader.take("partial_rotary_factor", float, None)
     length = reader.take("original_max_position_embeddings", int, None)
     found = []
     for key in ("rope_parameters", "rope_scaling"):
@@ -56,17 +67,16 @@ def read_rope(reader: ConfigReader, *, head_dim: int, max_positions: int, theta:
             kind = _kind(inner, key)
             inside = inner.take("rope_theta", float, None)
             base = _agreed(f"{key}.rope_theta", inside, "rope_theta", outside)
-            numbers = _numbers(inner, key, kind, partial=partial, length=length)
-            found.append((kind, theta if base is None else base, numbers))
+            numbers, rotated = _numbers(inner, key, kind, partial=part, length=length)
+            found.append((kind, theta if base is None else base, numbers, rotated))
     if len(found) == 2 and found[0] != found[1]:
         refuse("rope_scaling", "The config has rope_parameters and rope_scaling, and they differ.", "Expected one.")
-    kind, theta, numbers = found[0] if found else ("default", theta if outside is None else outside, {})
-    if not found and partial not in (None, 1.0):
-        _refuse_partial("partial_rotary_factor", partial)
-    _complete(kind, numbers, head_dim, max_positions)
+    kind, theta, numbers, rotated = found[0] if found else ("default", theta if outside is None else outside, {}, part)
+    dim = _rotated(rotated, head_dim, partial)
+    _complete(kind, numbers, dim, max_positions)
     if theta <= 0:
         refuse("rope_theta", f"The config has a rope_theta of {theta}.", "Expected a number above zero.")
-    return Rope(kind, float(theta), head_dim, parameters=tuple(sorted(numbers.items())), max_seq_len=max_positions)
+    return Rope(kind, float(theta), dim, interleaved, tuple(sorted(numbers.items())), max_positions)
 
 
 def stretched(rope: Rope) -> int:
@@ -89,24 +99,33 @@ def _agreed(key: str, value: Any, other_key: str, other: Any) -> Any:
     return other if value is None else value
 
 
-def _refuse_partial(key: str, value: float) -> None:
-    refuse(key, f"The config rotates {value} of each head.", "These architectures rotate whole heads (1.0).")
+def _rotated(part: float | None, head_dim: int, default: float | None) -> int:
+    """How many dimensions of a head are rotated."""
+    if default is None:
+        if part not in (None, 1.0):
+            why = "This architecture rotates whole heads (1.0)."
+            refuse("partial_rotary_factor", f"The config rotates {part} of each head.", why)
+        return head_dim
+    dim = int(head_dim * (default if part is None else part))
+    if not 0 < dim <= head_dim or dim % 2:
+        why = f"That is {dim} of {head_dim} dimensions; pairs of them are turned."
+        refuse("partial_rotary_factor", f"The config rotates {part} of each head.", why)
+    return dim
 
 
 def _numbers(
     inner: ConfigReader, key: str, kind: str, *, partial: float | None, length: int | None
-) -> dict[str, Number]:
+) -> tuple[dict[str, Number], float | None]:
+    """The method's numbers, and which part of a head is rotated (of `proportional` it is a number of the method)."""
     numbers: dict[str, Any] = {name: inner.take(name, *wanted) for name, wanted in METHODS[kind].items()}
     inside = inner.take("partial_rotary_factor", float, None)
     rotated = _agreed(f"{key}.partial_rotary_factor", inside, "partial_rotary_factor", partial)
     if kind == "proportional":
-        numbers["partial_rotary_factor"] = rotated
-    elif rotated not in (None, 1.0):
-        _refuse_partial(f"{key}.partial_rotary_factor", rotated)
+        numbers["partial_rotary_factor"], rotated = rotated, None
     if "original_max_position_embeddings" in METHODS[kind]:
         name = "original_max_position_embeddings"
         numbers[name] = _agreed(f"{key}.{name}", numbers[name], name, length)
-    return {name: tuple(v) if isinstance(v, list) else v for name, v in numbers.items() if v is not None}
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in numbers.items() if v is not None}, rotated
 
 
 def _complete(kind: str, numbers: dict[str, Number], head_dim: int, max_positions: int) -> None:

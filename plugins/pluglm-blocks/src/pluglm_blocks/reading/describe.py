@@ -1,29 +1,46 @@
-"""config.json -> `ModelDescription`, without torch."""
+"""config.json -> `ModelDescription` for families that a program can say, without torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from pluglm.contracts import ModelDescription
+from pluglm.contracts import DecoderProgram, ModelDescription, WeightMap
 from pluglm.errors import ConfigError
-from pluglm_arch_llama.config import Config, token_ids
-from pluglm_arch_llama.families import FAMILIES
-from pluglm_arch_llama.weights import weight_map
+from pluglm_blocks.reading.config import Config, token_ids
 
 
-def describe(config: Mapping[str, Any]) -> ModelDescription:
+@dataclass(frozen=True)
+class Family:
+    """One model type.
+
+    Attributes:
+        program: reads the whole config but for the token ids. weights: the weight map that a program needs.
+        bos, eos, pad: ids where the file does not have the key (the reference's defaults).
+    """
+
+    program: Callable[[Config], DecoderProgram]
+    weights: Callable[[DecoderProgram], WeightMap]
+    bos: int | None = None
+    eos: int | None = None
+    pad: int | None = None
+
+
+def describe(config: Mapping[str, Any], families: Mapping[str, Family], *, package: str) -> ModelDescription:
     """Describe one model.
 
-    Raises: ConfigError if its type is not one of `FAMILIES`, or if a key is missing, wrong, or read by nobody.
+    Args:
+        families: by model_type. package: the distribution that asks, for messages.
+    Raises: ConfigError if its type is not one of `families`, or if a key is missing, wrong, or read by nobody.
     """
     model_type = config.get("model_type")
-    family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
+    family = families.get(model_type) if isinstance(model_type, str) else None
     if family is None:
         found = "no model_type" if model_type is None else f"the model_type {model_type!r}"
         raise ConfigError(
             f"The config has {found}.",
-            why=f"pluglm-arch-llama reads {', '.join(FAMILIES)}.",
+            why=f"{package} reads {', '.join(families)}.",
             fix="Use a plugin for that architecture (`pluglm plugins`), or add the missing key to the file.",
             key="model_type",
             path=None,
@@ -38,7 +55,7 @@ def describe(config: Mapping[str, Any]) -> ModelDescription:
     return ModelDescription(
         model_type=str(model_type),
         program=program,
-        weights=weight_map(program),
+        weights=family.weights(program),
         vocab_size=vocab_size,
         hidden_size=program.embedding.hidden_size,
         num_layers=len(program.layers),

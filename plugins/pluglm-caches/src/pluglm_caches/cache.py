@@ -15,11 +15,11 @@ from torch import Tensor
 
 from pluglm.contracts import KeyInfo, KVView, SharedSlot, Slot, Step
 from pluglm.errors import InputError
-from pluglm_cache_dense import refusals
-from pluglm_cache_dense.cells import Cells
-from pluglm_cache_dense.saving import read_saved, write_saved
-from pluglm_cache_dense.states import CrossStore, StateStore, clone
-from pluglm_cache_dense.stores import Store
+from pluglm_caches import refusals
+from pluglm_caches.cells import Cells
+from pluglm_caches.saving import read_saved, write_saved
+from pluglm_caches.states import CrossStore, StateStore, clone
+from pluglm_caches.stores import Store
 
 _FIRST_ROOM = 64
 

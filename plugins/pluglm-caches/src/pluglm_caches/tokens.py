@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pluglm.contracts import DenseView, KVSlot, LatentSlot, LatentView
-from pluglm_cache_dense.stores import Store, resized, taken, wrong_shape, zeros
+from pluglm_caches.stores import Store, resized, taken, wrong_shape, zeros
 
 
 class TokenStore(Store):

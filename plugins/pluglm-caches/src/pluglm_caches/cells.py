@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pluglm.contracts import KeyInfo
-from pluglm_cache_dense.stores import resized, taken, zeros
+from pluglm_caches.stores import resized, taken, zeros
 
 
 class Cells:

@@ -2,11 +2,11 @@
 
 import json
 
-import pluglm_cache_dense
+import pluglm_caches
 import pytest
 import torch
-from pluglm_cache_dense import stores, tokens
-from pluglm_cache_dense.tuples import from_tuples, to_tuples
+from pluglm_caches import stores, tokens
+from pluglm_caches.tuples import from_tuples, to_tuples
 
 from pluglm.contracts import CacheRequest, CrossSlot, KVSlot, LatentSlot, SharedSlot, StateSlot
 from pluglm.errors import CacheError, ContextLengthError, InputError, SaveError, UnsupportedRequestError
@@ -15,7 +15,7 @@ KV = KVSlot(3, 8, 6)
 
 
 def layout(name="dynamic", slots=(KV,), **request):
-    provider = getattr(pluglm_cache_dense, name)
+    provider = getattr(pluglm_caches, name)
     return provider.pluglm_build_cache(
         CacheRequest(**{"slots": slots, "views": ("dense",), "device": "cpu", "dtype": "float32", **request})
     )
@@ -292,7 +292,7 @@ def test_a_save_that_fails_midway_leaves_the_old_file_and_no_other(tmp_path, mon
         file.write(b"half")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("pluglm_cache_dense.saving._write", full)
+    monkeypatch.setattr("pluglm_caches.saving._write", full)
     with pytest.raises(SaveError, match="no space left"):
         cache.save(tmp_path / "c", fingerprint="m")
     assert (tmp_path / "c").read_bytes() == before

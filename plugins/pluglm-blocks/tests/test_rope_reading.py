@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from pluglm_arch_llama.rope import read_rope, stretched
+from pluglm_blocks.reading import read_rope, stretched
 
 from pluglm.checkpoint import ConfigReader
 from pluglm.contracts import Rope

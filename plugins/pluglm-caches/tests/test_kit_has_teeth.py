@@ -1,20 +1,20 @@
 """The conformance kit fails caches that are wrong in one place each."""
 
-import pluglm_cache_dense
+import pluglm_caches
 import pytest
 from hypothesis import Phase
-from pluglm_cache_dense import layout as layout_module
-from pluglm_cache_dense import tokens
-from pluglm_cache_dense.cache import DenseCache
-from pluglm_cache_dense.cells import Cells
+from pluglm_caches import layout as layout_module
+from pluglm_caches import tokens
+from pluglm_caches.cache import DenseCache
+from pluglm_caches.cells import Cells
 
 from pluglm.testing.cache import CacheContract, provider_facts
 
 
 class Kit(CacheContract):
     __test__ = False
-    provider = pluglm_cache_dense.dynamic
-    facts = provider_facts("pluglm_cache_dense", "cache", "dynamic")
+    provider = pluglm_caches.dynamic
+    facts = provider_facts("pluglm_caches", "cache", "dynamic")
     max_examples = 80  # it ends at the first failure; without the break these laws pass, in test_contract.py
     phases = (Phase.generate,)
 
@@ -83,7 +83,7 @@ def nbytes_of_held_cells_only(monkeypatch):
 
 
 def states_updated_before_the_commit(monkeypatch):
-    monkeypatch.setattr("pluglm_cache_dense.states.StateStore.opened", lambda self: self.states)
+    monkeypatch.setattr("pluglm_caches.states.StateStore.opened", lambda self: self.states)
 
 
 def options_that_are_ignored(monkeypatch):

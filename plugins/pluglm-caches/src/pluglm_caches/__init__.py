@@ -19,7 +19,7 @@ class DenseProvider:
     @hookimpl
     def pluglm_build_cache(self, request: CacheRequest) -> CacheLayout:
         """Check `request` against what a dense layout can do and return the layout."""
-        from pluglm_cache_dense.layout import build  # imports torch
+        from pluglm_caches.layout import build  # imports torch
 
         return build(self.name, request)
 

@@ -18,10 +18,10 @@ from pluglm.contracts import (
 from pluglm.contracts.cache import missing_operations
 from pluglm.contracts.dtypes import torch_dtype
 from pluglm.errors import InputError, UnsupportedRequestError
-from pluglm_cache_dense.cache import DenseCache
-from pluglm_cache_dense.states import CrossStore, StateStore
-from pluglm_cache_dense.stores import Store
-from pluglm_cache_dense.tokens import KVStore, LatentStore
+from pluglm_caches.cache import DenseCache
+from pluglm_caches.states import CrossStore, StateStore
+from pluglm_caches.stores import Store
+from pluglm_caches.tokens import KVStore, LatentStore
 
 KINDS = ("chunk", "cross", "kv", "latent", "shared", "state", "window")
 

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from pluglm.contracts import Slot
 from pluglm.errors import CacheError, SaveError
-from pluglm_cache_dense.cells import Cells
-from pluglm_cache_dense.stores import Store
+from pluglm_caches.cells import Cells
+from pluglm_caches.stores import Store
 
 FORMAT = "pluglm-cache-1"
 _DTYPES = {
