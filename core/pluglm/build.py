@@ -173,11 +173,14 @@ def _broken(manager: Manager, choice: Choice, cause: Exception) -> Exception:
 def _layout(
     manager: Manager, choice: Choice, decoding: Choice, context: LoadContext, attention: AttentionBackend | None
 ) -> CacheLayout:
-    description = context.description
+    description, program = context.description, context.description.program
     needs = tuple(_facts(manager, decoding).get("needs", ()))
     layout: CacheLayout = build(manager, choice, "pluglm_build_cache", request=CacheRequest(
         description.slots, tuple(attention.views) if attention is not None else ("dense",), context.device,
-        context.dtype, needs, description.max_seq_len, choice.variant, choice.options,
+        context.dtype, needs, description.max_seq_len,
+        rotations=program.rotations() if program is not None else None,
+        learned_positions=program is not None and program.embedding.learned_positions is not None,
+        variant=choice.variant, options=choice.options,
     ))  # fmt: skip
     return layout
 

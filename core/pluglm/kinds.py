@@ -33,11 +33,11 @@ class Kind:
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
-        Kind("architecture", "pluglm.architectures", ("pluglm_build_model", "pluglm_describe_model"), "1.1",
+        Kind("architecture", "pluglm.architectures", ("pluglm_build_model", "pluglm_describe_model"), "1.2",
              "reads a model type's config and builds its module"),
-        Kind("attention", "pluglm.attention", ("pluglm_build_attention",), "1.0",
+        Kind("attention", "pluglm.attention", ("pluglm_build_attention",), "1.1",
              "computes attention and builds the masks it needs"),
-        Kind("cache", "pluglm.caches", ("pluglm_build_cache",), "1.0",
+        Kind("cache", "pluglm.caches", ("pluglm_build_cache",), "2.0",
              "keeps keys, values and states between forward passes"),
         Kind("quantizer", "pluglm.quantizers", ("pluglm_build_quantizer",), "1.0",
              "replaces linear layers by smaller ones"),

@@ -15,7 +15,7 @@ from pluglm.testing.isolation import fake_provider, isolated_manager
 
 
 class Layout:
-    name, operations, view = "good", frozenset[str](), "dense"
+    name, operations, view, streams = "good", frozenset[str](), "dense", False
 
     def new(self, *, batch_size: int, capacity: int | None = None) -> None: ...
 

@@ -21,6 +21,8 @@ from pluglm.contracts.views import KeyInfo, KVView
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from pluglm.contracts.program import Rope
+
 #: Operations a layout offers or declares absent (the names of `Cache` methods).
 CacheOperation = Literal["crop", "rollback", "reorder", "repeat", "select", "fork", "reset", "save", "load"]
 OPERATIONS: tuple[CacheOperation, ...] = (
@@ -56,6 +58,9 @@ class Cache(Protocol):
     batch_size: int
     #: Known on the host: cell j holds position j in every row, so far; no padding, no holes.
     dense: bool
+    #: A text may grow beyond the model's context: distances between a query and the keys it sees stay within it
+    #: (Xiao et al. 2023, "StreamingLLM", section 3.2).
+    streams: bool
 
     @property
     def nbytes(self) -> int:
@@ -167,6 +172,9 @@ class CacheRequest:
         device, dtype: of stored tensors, as torch strings ("cpu", "float32").
         operations: operations that must work (the strategy's needs).
         max_seq_len: positions the model was made for.
+        rotations: for each slot, the rotary positions that its keys carry when they are appended, so that a layout may
+            move them; None: they carry none. The whole is None if the model has no program, so that nobody knows.
+        learned_positions: token vectors carry learned positions, which nothing can move.
         variant: what the user wrote after the colon ("quantized:hqq"). options: keyword options, unknown ones refused.
     """
 
@@ -176,6 +184,8 @@ class CacheRequest:
     dtype: str
     operations: tuple[str, ...] = ()
     max_seq_len: int | None = None
+    rotations: tuple[Rope | None, ...] | None = None
+    learned_positions: bool = False
     variant: str | None = None
     options: tuple[tuple[str, Any], ...] = ()
 
@@ -188,6 +198,8 @@ class CacheLayout(Protocol):
     operations: frozenset[str]
     #: The kind of KV view its caches hand out.
     view: str
+    #: As in its caches.
+    streams: bool
 
     def new(self, *, batch_size: int, capacity: int | None = None) -> Cache:
         """An empty cache.

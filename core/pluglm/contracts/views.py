@@ -18,6 +18,8 @@ class KeyInfo:
         length: S.
         dense: known on the host, without asking the device: cell j holds position j in every row, no padding, no holes
             and, under a causal mask, the queries are the last T cells (so it can be aligned by shape alone).
+        start: the same for keys from a later cell on: cell j holds position start + j in every row. None: not known.
+            `dense` is start == 0; a layout that has dropped old keys says start > 0 and not dense.
         prefix_lengths: [B] int64, how many leading positions form a prefix (prefix language models). None: none.
         segments: [B, S] int64, keys of another segment than the query's are not seen (packed sequences). None: one.
         q_segments: [B, T] int64, the queries' segments; given with `segments`.
@@ -29,6 +31,7 @@ class KeyInfo:
     prefix_lengths: Tensor | None = None
     segments: Tensor | None = None
     q_segments: Tensor | None = None
+    start: int | None = None
 
 
 @runtime_checkable

@@ -27,6 +27,7 @@ class ScriptedCache:
     """Holds tokens and positions as a real cache holds keys."""
 
     layout = "scripted"
+    streams = False
     slots = (KVSlot(1, 1, 1),)
 
     def __init__(self, batch_size: int, capacity: int | None, operations: frozenset[str]) -> None:

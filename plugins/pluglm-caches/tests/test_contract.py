@@ -1,4 +1,4 @@
-"""Both layouts under the conformance kit."""
+"""Every layout under the conformance kit."""
 
 import pluglm_caches
 
@@ -13,3 +13,21 @@ class TestDynamic(CacheContract):
 class TestStatic(CacheContract):
     provider = pluglm_caches.static
     facts = provider_facts("pluglm_caches", "cache", "static")
+
+
+class TestHybrid(CacheContract):
+    provider = pluglm_caches.hybrid
+    facts = provider_facts("pluglm_caches", "cache", "hybrid")
+    bounded = True
+
+
+class TestSliding(CacheContract):
+    provider = pluglm_caches.sliding
+    facts = provider_facts("pluglm_caches", "cache", "sliding")
+    bounded = True
+
+
+class TestChunked(CacheContract):
+    provider = pluglm_caches.chunked
+    facts = provider_facts("pluglm_caches", "cache", "chunked")
+    bounded = True

@@ -1,6 +1,7 @@
 """What is special about the dense layouts: growth, costs, errors, sharing, files, gradients."""
 
 import json
+from pathlib import Path
 
 import pluglm_caches
 import pytest
@@ -271,7 +272,7 @@ def test_a_saved_cache_of_another_dtype_or_with_tampered_books_is_refused(tmp_pa
     head = path.read_bytes()
     metadata = json.loads(head[8 : 8 + int.from_bytes(head[:8], "little")])["__metadata__"]
     for change, says in (
-        ({"length": "4", "dense_length": "4"}, "slot 0: k is"),
+        ({"length": "4", "dense_length": "4"}, "slot 0: it holds 3 of 4 cells"),
         ({"rows": "0"}, "make no sense"),
         ({"length": "x"}, "damaged"),
         ({"dense_length": "2"}, "contradict"),
@@ -288,8 +289,8 @@ def test_a_save_that_fails_midway_leaves_the_old_file_and_no_other(tmp_path, mon
     cache.save(tmp_path / "c", fingerprint="m")
     before = (tmp_path / "c").read_bytes()
 
-    def full(file, tensors, metadata):
-        file.write(b"half")
+    def full(path, tensors, metadata):
+        Path(path).write_bytes(b"half")
         raise OSError("no space left on device")
 
     monkeypatch.setattr("pluglm_caches.saving._write", full)

@@ -3,10 +3,10 @@
 import pluglm_caches
 import pytest
 from hypothesis import Phase
-from pluglm_caches import layout as layout_module
 from pluglm_caches import tokens
-from pluglm_caches.cache import DenseCache
+from pluglm_caches.cache import SlotCache
 from pluglm_caches.cells import Cells
+from pluglm_caches.layout import Layout
 
 from pluglm.testing.cache import CacheContract, provider_facts
 
@@ -20,39 +20,39 @@ class Kit(CacheContract):
 
 
 def crop_one_too_few(monkeypatch):
-    right = DenseCache.crop
-    monkeypatch.setattr(DenseCache, "crop", lambda self, length: right(self, min(length + 1, self.length)))
+    right = SlotCache.crop
+    monkeypatch.setattr(SlotCache, "crop", lambda self, length: right(self, min(length + 1, self.length)))
 
 
 def reorder_that_forgets_the_values(monkeypatch):
     def take_rows(self, index, held):
-        second = self.second
+        two = self.two
         right(self, index, held)
-        if second.shape[0] == index.shape[0]:
-            self.second = before.pop()
+        if two.shape[0] == index.shape[0]:
+            self.two = before.pop()
 
     right, before = tokens.TokenStore.take_rows, []
 
     def wrapped(self, index, held):
-        before.append(self.second.clone())
+        before.append(self.two.clone())
         take_rows(self, index, held)
 
     monkeypatch.setattr(tokens.TokenStore, "take_rows", wrapped)
 
 
 def fork_that_shares_storage(monkeypatch):
-    monkeypatch.setattr(tokens.TokenStore, "copy", lambda self: type(self)(self.first, self.second))
+    monkeypatch.setattr(tokens.TokenStore, "copy", lambda self: self.like(self.one, self.two))
 
 
 def commit_in_append(monkeypatch):
-    right = DenseCache.append
+    right = SlotCache.append
 
     def append(self, slot, k, v, step):
         view = right(self, slot, k, v, step)
         self.length = step.start + step.count
         return view
 
-    monkeypatch.setattr(DenseCache, "append", append)
+    monkeypatch.setattr(SlotCache, "append", append)
 
 
 def rollback_that_makes_no_holes(monkeypatch):
@@ -67,7 +67,7 @@ def padding_that_counts_as_a_position(monkeypatch):
 
 
 def load_that_keeps_the_old_cells(monkeypatch):
-    monkeypatch.setattr(tokens.TokenStore, "restore", lambda self, tensors, held: None)
+    monkeypatch.setattr(tokens.TokenStore, "restore", lambda self, tensors, held: self.grow(held, 0))
 
 
 def nbytes_of_held_cells_only(monkeypatch):
@@ -79,7 +79,7 @@ def nbytes_of_held_cells_only(monkeypatch):
             for t in store.tensors()
         )
 
-    monkeypatch.setattr(DenseCache, "nbytes", property(nbytes))
+    monkeypatch.setattr(SlotCache, "nbytes", property(nbytes))
 
 
 def states_updated_before_the_commit(monkeypatch):
@@ -87,8 +87,8 @@ def states_updated_before_the_commit(monkeypatch):
 
 
 def options_that_are_ignored(monkeypatch):
-    right = layout_module.refusals
-    monkeypatch.setattr(layout_module, "refusals", lambda request: [r for r in right(request) if "option" not in r])
+    right = Layout.refusals
+    monkeypatch.setattr(Layout, "refusals", lambda self: [r for r in right(self) if "option" not in r])
 
 
 BREAKS = {

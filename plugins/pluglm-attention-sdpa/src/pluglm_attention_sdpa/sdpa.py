@@ -88,13 +88,14 @@ class SdpaAttention:
         """Leave out what the shapes alone settle; write the rest as one additive mask. None: no mask, not folded."""
         T, S, m = q_positions.shape[1], keys.length, spec.mask
         start, rest = 0, "mask"
-        if keys.dense and keys.segments is None:
+        at = 0 if keys.dense else keys.start  # position of the first key, where keys are consecutive
+        if at is not None and keys.segments is None:
             if m.causal:
-                # Dense keys: the queries are the last T cells, and no query looks further back than the first one.
-                start = _first_seen(spec, S - T)
+                # Consecutive keys: the queries are the last T cells, and none looks further back than the first one.
+                start = max(0, _first_seen(spec, at + S - T) - at)
                 if T == 1:
                     rest = "none"
-                elif T == S and _first_seen(spec, S - 1) == 0 and (not m.prefix or keys.prefix_lengths is None):
+                elif T == S and _first_seen(spec, at + S - 1) <= at and (not m.prefix or keys.prefix_lengths is None):
                     rest = "causal"
             elif m.window is None and m.chunk is None:
                 rest = "none"
@@ -157,8 +158,8 @@ class SdpaAttention:
         else:
             dtype = self._bias_dtype if spec.bias else self._mask_dtype
             additive = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-        # With dense keys a causal query sees itself; nothing else is known without asking the device.
-        sure = keys.dense and spec.mask.causal and keys.segments is None
+        # Of consecutive keys a causal query sees itself; nothing else is known without asking the device.
+        sure = (keys.dense or keys.start is not None) and spec.mask.causal and keys.segments is None
         return additive.masked_fill(~visible, float("-inf")), None if sure else ~visible.any(dim=-1, keepdim=True)
 
     def _with_bias(self, mask: SdpaMask, spec: AttentionSpec, bias: Tensor | None) -> Tensor:

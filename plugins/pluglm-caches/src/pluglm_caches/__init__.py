@@ -1,4 +1,4 @@
-"""Dense key-value caches: `dynamic` grows geometrically in place, `static` has its storage from the start."""
+"""Caches of keys, values and states; each layout is another choice of a store for each of the model's slots."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from pluglm.contracts import CacheLayout, CacheRequest
 
 
-class DenseProvider:
+class LayoutProvider:
     """What one entry point names: builds the layout of one name."""
 
     def __init__(self, name: str) -> None:
@@ -18,11 +18,14 @@ class DenseProvider:
 
     @hookimpl
     def pluglm_build_cache(self, request: CacheRequest) -> CacheLayout:
-        """Check `request` against what a dense layout can do and return the layout."""
-        from pluglm_caches.layout import build  # imports torch
+        """Check `request` against what the layout can do and return it."""
+        from pluglm_caches.layouts import build  # imports torch
 
         return build(self.name, request)
 
 
-dynamic = DenseProvider("dynamic")
-static = DenseProvider("static")
+dynamic = LayoutProvider("dynamic")
+static = LayoutProvider("static")
+hybrid = LayoutProvider("hybrid")
+sliding = LayoutProvider("sliding")
+chunked = LayoutProvider("chunked")

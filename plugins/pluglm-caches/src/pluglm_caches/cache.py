@@ -1,8 +1,8 @@
-"""One batch's keys, values and states in dense tensors: the `Cache` of both layouts.
+"""One batch's keys, values and states: the `Cache` of every layout here, a list of stores with common books.
 
 A pass writes into spare room behind the cells that count; `commit` moves the border. So a pass that fails costs
-nothing, and appending one token copies that token and nothing else. Where the room ends, `dynamic` makes it half as
-large again, `static` refuses before anything is written.
+nothing, and appending one token copies that token and nothing else. Where the room ends, each store makes some in its
+own way; a cache with a capacity refuses before anything is written. A layout is the choice of a store for each slot.
 """
 
 from __future__ import annotations
@@ -20,37 +20,33 @@ from pluglm_caches.cells import Cells
 from pluglm_caches.saving import read_saved, write_saved
 from pluglm_caches.states import CrossStore, StateStore, clone
 from pluglm_caches.stores import Store
+from pluglm_caches.tokens import TokenStore
 
-_FIRST_ROOM = 64
 
-
-class DenseStep:
+class CachePass:
     """One pass's reservation: the cells [start, start + count)."""
 
-    __slots__ = ("_cache", "_info", "count", "dense", "prefix", "segmented", "start")
+    __slots__ = ("_cache", "_infos", "cells", "count", "dense", "prefix", "segmented", "start")
 
     def __init__(
-        self, cache: DenseCache, start: int, count: int, *, dense: bool, prefix: Tensor | None, segmented: bool
+        self, cache: SlotCache, start: int, count: int, *, dense: bool, prefix: Tensor | None, segmented: bool
     ) -> None:
-        self._cache, self.start, self.count = cache, start, count
+        self._cache, self.cells, self.start, self.count = cache, cache.cells, start, count
         self.dense, self.prefix, self.segmented = dense, prefix, segmented
-        self._info: KeyInfo | None = None
+        self._infos: dict[int, KeyInfo] = {}
 
     def keys(self, slot: int) -> KeyInfo:
-        """The same for every slot that is appended to: dense layouts keep all keys of all of them."""
-        if slot in self._cache.keyless:
-            raise InputError(
-                f"Slot {slot} hands out no keys of this pass.", fix="Use `cross` or `state`.", argument="slot"
-            )
-        if self._info is None:
-            end = self.start + self.count
-            self._info = self._cache.cells.info(
-                end, self.count, dense=self.dense, prefix=self.prefix, segmented=self.segmented
-            )
-        return self._info
+        """What a slot hands out; one object for all slots that hand out the same cells."""
+        first = self._cache.store(slot).seen_from(self)
+        if first not in self._infos:
+            self._infos[first] = self.cells.info(
+                first, self.start + self.count, self.count,
+                dense=self.dense, prefix=self.prefix, segmented=self.segmented,
+            )  # fmt: skip
+        return self._infos[first]
 
 
-class DenseCache:
+class SlotCache:
     """See `pluglm.contracts.Cache`; this says only what is particular.
 
     Gradients flow within a pass and are cut off between passes. An operation on the cache discards a pass under way.
@@ -66,10 +62,10 @@ class DenseCache:
         batch_size: int,
         device: torch.device,
         capacity: int | None = None,
-        hint: int | None = None,
+        streams: bool = False,
     ) -> None:
         self.layout, self.slots, self.operations = layout, slots, operations
-        self.capacity, self.batch_size = capacity, batch_size
+        self.capacity, self.batch_size, self.streams = capacity, batch_size, streams
         #: Slots that are not appended to and have no keys of a pass.
         self.keyless = frozenset(i for i, slot in enumerate(slots) if slot.kind in ("state", "cross"))
         self.cells = Cells(batch_size, capacity or 0, device)
@@ -77,8 +73,9 @@ class DenseCache:
         self.dense = True
         self._stores = stores
         self._fixed = [stores[i] for i in sorted(self.keyless)]
-        self._hint = hint
-        self._step: DenseStep | None = None
+        self._tokens = [store for store in stores if isinstance(store, TokenStore)]
+        self._room = 0  # the cell up to which every store has room
+        self._step: CachePass | None = None
 
     @property
     def nbytes(self) -> int:
@@ -99,14 +96,14 @@ class DenseCache:
         dense: bool = False,
         prefix_lengths: Tensor | None = None,
         segments: Tensor | None = None,
-    ) -> DenseStep:
+    ) -> CachePass:
         """Reserve cells for positions [B, T] or [1, T]. Discards a pass that was begun and not committed."""
         cells = self.cells
         self._discard()
         count = self._checked(positions, "positions")
         start = cells.length
-        if start + count > cells.room:
-            self._reserve(start + count)
+        if start + count > self._room:
+            self._make_room(count)
         dense = cells.write(positions, count, dense=dense)
         if segments is not None or cells.segmented:
             self._write_segments(segments, count)
@@ -114,7 +111,7 @@ class DenseCache:
         if prefix_lengths is not None:
             prefix = clone(prefix_lengths.to(cells.device))
         segmented = segments is not None
-        step = self._step = DenseStep(self, start, count, dense=dense, prefix=prefix, segmented=segmented)
+        step = self._step = CachePass(self, start, count, dense=dense, prefix=prefix, segmented=segmented)
         return step
 
     def append(self, slot: int, k: Tensor, v: Tensor, step: Step) -> KVView:
@@ -122,7 +119,7 @@ class DenseCache:
         current = self._step
         if current is None or step is not current:
             raise refusals.stale(self.layout, "append")
-        view: KVView = self._stores[slot].write(k, v, current.start, current.count)
+        view: KVView = self._stores[slot].write(k, v, current)
         return view
 
     def read(self, slot: int, step: Step | None = None) -> KVView:
@@ -132,10 +129,21 @@ class DenseCache:
         """
         if step is not None and step is not self._step:
             raise refusals.stale(self.layout, "read")
-        kept = self.slots[slot]
-        store = self._stores[kept.source if isinstance(kept, SharedSlot) else slot]
-        view: KVView = store.read(self.length + (0 if step is None else step.count))
+        store = self.store(slot)
+        if step is None or self._step is None:
+            view: KVView = store.read(store.first, self.length)
+        else:
+            view = store.read(store.seen_from(self._step), self.length + step.count)
         return view
+
+    def store(self, slot: int) -> Store:
+        """What holds the keys that a slot hands out. Raises InputError for a slot without keys of a pass."""
+        if slot in self.keyless:
+            raise InputError(
+                f"Slot {slot} hands out no keys of a pass.", fix="Use `cross` or `state`.", argument="slot"
+            )
+        kept = self.slots[slot]
+        return self._stores[kept.source if isinstance(kept, SharedSlot) else slot]
 
     def cross(self, slot: int) -> tuple[KVView, KeyInfo] | None:
         """The encoder's keys of a cross slot, or None before `set_cross`."""
@@ -171,6 +179,10 @@ class DenseCache:
         self._settle()
         for fixed in self._fixed:
             fixed.commit()
+        if current.count > 1:
+            for tokens in self._tokens:
+                tokens.settle(self.cells)
+            self._measure_room()
         if torch.is_grad_enabled():
             for store in self._stores:
                 store.detach()
@@ -184,6 +196,7 @@ class DenseCache:
         self._discard()
         if length != self.length:
             self._require("crop")
+            self._check_held("crop", length)
             self._keep(length)
 
     def rollback(self, count: int | Tensor) -> None:
@@ -204,6 +217,7 @@ class DenseCache:
         if not highest:
             return
         self._require("rollback")
+        self._check_held("rollback", self.length - highest)
         if isinstance(count, Tensor) and lowest != highest:
             self.cells.punch(count, highest)
         self._keep(self.length - lowest)
@@ -237,11 +251,12 @@ class DenseCache:
             raise InputError(f"repeat({count}): a row can be had once or more.", argument="count")
         self.select(torch.arange(self.batch_size).repeat_interleave(count))
 
-    def fork(self) -> DenseCache:
+    def fork(self) -> SlotCache:
         """A deep copy, made now; sharing storage until one side writes is what paged layouts are for."""
         twin = copy.copy(self)
         twin._stores = [store.copy() for store in self._stores]
         twin._fixed = [twin._stores[i] for i in sorted(self.keyless)]
+        twin._tokens = [store for store in twin._stores if isinstance(store, TokenStore)]
         twin.cells, twin._step = self.cells.copy(), None
         return twin
 
@@ -251,6 +266,7 @@ class DenseCache:
         self._keep(0)
         for store in self._stores:
             store.forget()
+        self._measure_room()
 
     def save(self, path: Path | str, *, fingerprint: str) -> None:
         """Write what is committed as safetensors, replacing `path` in one step."""
@@ -264,10 +280,9 @@ class DenseCache:
         self.reset()
         if saved.rows != self.batch_size:
             self.select(torch.zeros(saved.rows, dtype=torch.int64))
-        if saved.length > self.cells.room:
-            self._reserve(saved.length)
         saved.restore(self._stores, self.cells)
         self._settle()
+        self._measure_room()
 
     # Inside
 
@@ -276,7 +291,16 @@ class DenseCache:
 
     def _keep(self, length: int) -> None:
         self.cells.crop(length)
+        for store in self._tokens:
+            store.crop(length)
         self._settle()
+        self._measure_room()
+
+    def _check_held(self, operation: str, length: int) -> None:
+        """Raise CacheError if a window moved on past what would be read after the first `length` cells."""
+        lacking = [i for i, store in enumerate(self._stores) if store.lacks(self.cells, length)]
+        if lacking:
+            raise refusals.moved_on(self.layout, operation, length, lacking)
 
     def _checked(self, tensor: Tensor, name: str) -> int:
         if tensor.dim() != 2 or tensor.shape[0] not in (1, self.batch_size) or tensor.dtype is not torch.int64:
@@ -298,16 +322,20 @@ class DenseCache:
             raise InputError(f"segments are {list(segments.shape)} for {count} tokens.", argument="segments")
         self.cells.write_segments(segments, count)
 
-    def _reserve(self, needed: int) -> None:
-        """Half as much again as is needed, but no more than the caller said it would need at most."""
-        if self.capacity is not None:
+    def _make_room(self, count: int) -> None:
+        """For `count` cells more, in every store. Raises ContextLengthError before anything changes."""
+        needed = self.length + count
+        if self.capacity is not None and needed > self.capacity:
             raise refusals.full(self.capacity, needed, held=self.length)
-        room = max(_FIRST_ROOM, needed + needed // 2)
-        if self._hint is not None and needed <= self._hint:
-            room = min(room, self._hint)
-        for store in self._stores:
-            store.reserve(room, self.length)
-        self.cells.reserve(room)
+        for tokens in self._tokens:
+            tokens.begin(self.cells, count)
+        if needed > self.cells.room:
+            first, room = min(((store.first, store.room) for store in self._tokens), default=(0, None))
+            self.cells.begin(first, count, room)
+        self._measure_room()
+
+    def _measure_room(self) -> None:
+        self._room = min((self.cells.room, *(store.room for store in self._tokens)))
 
     def _discard(self) -> None:
         if self._step is not None:

@@ -27,6 +27,17 @@ def stale(layout: str, operation: str) -> CacheError:
     )
 
 
+def moved_on(layout: str, operation: str, length: int, slots: list[int]) -> CacheError:
+    """Cells that a query would read after going back are no longer held."""
+    return CacheError(
+        f"The {layout} cache cannot go back to {length} cells ({operation}).",
+        why=f"slots {slots} keep what a window or chunk reaches, and their cells from before that are gone.",
+        fix='Go back by fewer cells, raise the option "slack", fork the cache beforehand, or choose "dynamic".',
+        layout=layout,
+        operation=operation,
+    )
+
+
 def recurrent(layout: str, operation: str) -> CacheError:
     """An operation that a recurrent state cannot follow."""
     return CacheError(

@@ -6,18 +6,17 @@ can read it, whatever its spare room.
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from pluglm.contracts import Slot
@@ -25,11 +24,7 @@ from pluglm.errors import CacheError, SaveError
 from pluglm_caches.cells import Cells
 from pluglm_caches.stores import Store
 
-FORMAT = "pluglm-cache-1"
-_DTYPES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
-    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
-}  # fmt: skip
+FORMAT = "pluglm-cache-2"
 
 
 def describe(slots: Sequence[Slot]) -> str:
@@ -42,6 +37,7 @@ class Saved:
     """A file's content that has passed every check."""
 
     length: int
+    first: int
     dense_length: int
     rows: int
     tensors: dict[str, Tensor]
@@ -56,10 +52,13 @@ class Saved:
         with torch.no_grad():
             for slot, store in enumerate(stores):
                 store.restore(self.of(slot), self.length)
+            known = self.length - self.first
+            cells.first = cells.length = cells.dense_length = self.first
+            cells.begin(self.first, known, None)
             if "positions" in self.tensors:
-                cells.write(self.tensors["positions"], self.length, dense=False)
+                cells.write(self.tensors["positions"], known, dense=False)
             if "segments" in self.tensors:
-                cells.write_segments(self.tensors["segments"], self.length)
+                cells.write_segments(self.tensors["segments"], known)
             prefix = self.tensors["prefix"].to(cells.device) if "prefix" in self.tensors else None
         cells.commit(self.length, dense=False, prefix=prefix, segmented="segments" in self.tensors)
         cells.dense_length = self.dense_length
@@ -71,23 +70,22 @@ def write_saved(path: Path, slots: Sequence[Slot], stores: Sequence[Store], cell
     saved = ((slot, store.saved(length)) for slot, store in enumerate(stores))
     tensors = {f"slots.{slot}.{name}": tensor for slot, kept in saved for name, tensor in kept.items()}
     if cells.dense_length < length and cells.positions is not None:
-        tensors["positions"] = cells.positions.narrow(1, 0, length)
+        tensors["positions"] = cells.positions.narrow(1, 0, length - cells.first)
     if cells.segmented and cells.segments is not None:
-        tensors["segments"] = cells.segments.narrow(1, 0, length)
+        tensors["segments"] = cells.segments.narrow(1, 0, length - cells.first)
     if cells.prefix is not None:
         tensors["prefix"] = cells.prefix
     metadata = {
         "format": FORMAT, "fingerprint": fingerprint, "slots": describe(slots),
-        "length": str(length), "dense_length": str(cells.dense_length), "rows": str(cells.rows),
+        "length": str(length), "first": str(cells.first), "dense_length": str(cells.dense_length),
+        "rows": str(cells.rows),
     }  # fmt: skip
     temporary = ""
     try:
-        if sys.byteorder != "little":
-            raise NotImplementedError("safetensors files are little-endian, and this machine is not")
         # Readable by the owner alone: what a cache holds can be turned back into the text it was made from.
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        with os.fdopen(handle, "wb") as file:
-            _write(file, tensors, metadata)
+        os.close(handle)
+        _write(temporary, tensors, metadata)
         Path(temporary).replace(path)
     except Exception as error:
         if temporary:
@@ -100,26 +98,12 @@ def write_saved(path: Path, slots: Sequence[Slot], stores: Sequence[Store], cell
         ) from error
 
 
-def _write(file: BinaryIO, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """The format in full: u64 length of a JSON header, the header, the data. safetensors' own writer needs numpy."""
-    header: dict[str, object] = {"__metadata__": metadata}
-    ordered = sorted(tensors.items(), key=lambda item: -item[1].element_size())  # keeps all data aligned
-    end = 0
-    for name, tensor in ordered:
-        start, end = end, end + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    file.write(len(text).to_bytes(8, "little") + text)
-    for _, tensor in ordered:
-        plain = tensor.detach().cpu().contiguous()
-        if plain.numel():
-            file.write((ctypes.c_char * plain.nbytes).from_address(plain.data_ptr()))
+def _write(path: str, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata)
 
 
 def read_saved(path: Path, slots: Sequence[Slot], stores: Sequence[Store], fingerprint: str, *, layout: str) -> Saved:
     """Read and check a file in full; nothing of the cache changes. Raises CacheError."""
-    from safetensors import SafetensorError, safe_open
 
     def refused(why: str, fix: str) -> CacheError:
         what = f"{path} cannot be loaded into this cache."
@@ -142,12 +126,14 @@ def read_saved(path: Path, slots: Sequence[Slot], stores: Sequence[Store], finge
                     "Load the model that made it, or prefill the prompt with this one.",
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            length, dense_length, rows = (int(metadata[name]) for name in ("length", "dense_length", "rows"))
+            length, first, dense_length, rows = (
+                int(metadata[name]) for name in ("length", "first", "dense_length", "rows")
+            )
     except FileNotFoundError as error:
         raise refused("there is no such file.", "Give the path that `cache.save` was given.") from error
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise refused(f"it is damaged or no safetensors file ({error}).", again) from error
-    saved = Saved(length, dense_length, rows, tensors)
+    saved = Saved(length, first, dense_length, rows, tensors)
     if why := _misfit(saved, stores):
         raise refused(f"{why}.", again + " The cache must have the dtype of the saved one.")
     return saved
@@ -156,17 +142,18 @@ def read_saved(path: Path, slots: Sequence[Slot], stores: Sequence[Store], finge
 def _misfit(saved: Saved, stores: Sequence[Store]) -> str:
     """The first thing that does not fit; empty: all does."""
     length, rows = saved.length, saved.rows
-    if not (0 <= saved.dense_length <= length and rows >= 1):
-        return f"length {length}, dense length {saved.dense_length} and {rows} rows make no sense"
+    if not (0 <= saved.dense_length <= length and 0 <= saved.first <= length and rows >= 1):
+        return f"length {length}, first {saved.first}, dense length {saved.dense_length} and {rows} rows make no sense"
     if ("positions" in saved.tensors) != (saved.dense_length < length):
         return "its positions and its dense length contradict each other"
-    wanted = {"positions": (rows, length), "segments": (rows, length), "prefix": (rows,)}
-    known = {f"slots.{slot}." for slot in range(len(stores))}
+    known = length - saved.first
+    wanted = {"positions": (rows, known), "segments": (rows, known), "prefix": (rows,)}
+    starts = {f"slots.{slot}." for slot in range(len(stores))}
     for name, tensor in saved.tensors.items():
         if name in wanted:
             if tensor.shape != wanted[name] or tensor.dtype is not torch.int64:
                 return f"{name} is {list(tensor.shape)} {tensor.dtype}, not {list(wanted[name])} torch.int64"
-        elif not any(name.startswith(start) for start in known):
+        elif not any(name.startswith(start) for start in starts):
             return f"it has an unknown tensor {name!r}"
     for slot, store in enumerate(stores):
         if why := store.misfit(saved.of(slot), rows, length):

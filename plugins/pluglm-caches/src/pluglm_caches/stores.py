@@ -7,13 +7,17 @@ read in a loop that is not.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from pluglm.errors import InputError
+
+if TYPE_CHECKING:
+    from pluglm_caches.cells import Cells
 
 
 def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -30,6 +34,17 @@ def resized(old: Tensor, axis: int, size: int, held: int) -> Tensor:
     with torch.no_grad():
         new.narrow(axis, 0, held).copy_(old.narrow(axis, 0, held))
     return new
+
+
+def moved(old: Tensor, axis: int, start: int, held: int, size: int) -> Tensor:
+    """A tensor of `size` cells that begins with the cells [start, start + held) of `old`; `old` itself if it fits."""
+    kept = old.narrow(axis, start, held)
+    if old.shape[axis] != size:
+        return resized(kept, axis, size, held)
+    if start:
+        with torch.no_grad():
+            old.narrow(axis, 0, held).copy_(kept.clone() if start < held else kept)
+    return old
 
 
 def taken(old: Tensor, index: Tensor, axis: int = 1, held: int | None = None) -> Tensor:
@@ -54,13 +69,36 @@ def wrong_shape(name: str, given: Tensor, wanted: Sequence[int], dtype: torch.dt
     )
 
 
+class Pass(Protocol):
+    """What a store must know of the pass under way: its cells are [start, start + count)."""
+
+    cells: Cells
+    start: int
+    count: int
+    dense: bool
+
+
 class Store:
-    """One slot. This class is what a `SharedSlot` has: nothing of its own."""
+    """One slot. This class is what a `SharedSlot` has: nothing of its own.
+
+    Attributes:
+        first: the first cell that is still held; cells are counted from the start of the text, dropped ones included.
+        room: the cell up to which there is storage.
+    """
 
     kind = "shared"
+    first = 0
+    room = sys.maxsize
 
-    def write(self, k: Tensor, v: Tensor, start: int, count: int) -> Any:
-        """Write the cells [start, start + count) and return a view of all cells up to there."""
+    def begin(self, cells: Cells, count: int) -> None:
+        """Have room for `count` cells more. Called when `room` ends; may drop cells that no query reads any more."""
+
+    def seen_from(self, current: Pass) -> int:
+        """The first cell that the pass under way hands out."""
+        return self.first
+
+    def write(self, k: Tensor, v: Tensor, current: Pass) -> Any:
+        """Write the cells of the pass and return a view of those from `seen_from` on."""
         raise InputError(
             f"A {self.kind} slot takes no keys and values.",
             why="only kv, window, chunk and latent slots are appended to.",
@@ -68,23 +106,30 @@ class Store:
             argument="slot",
         )
 
-    def read(self, end: int) -> Any:
-        """A view of the first `end` cells."""
+    def read(self, start: int, end: int) -> Any:
+        """A view of the cells [start, end); start is at least `first`."""
         raise InputError(f"A {self.kind} slot has no cells to read.", argument="slot")
 
     def tensors(self) -> list[Tensor]:
         """Everything that occupies memory."""
         return []
 
-    def reserve(self, room: int, held: int) -> None:
-        """Make room for `room` cells in all, keeping `held`."""
-
     def take_rows(self, index: Tensor, held: int) -> None:
-        """Row i becomes what row index[i] was."""
+        """Row i becomes what row index[i] was. held: committed cells, here and below, dropped ones included."""
 
     def copy(self) -> Store:
         """An independent copy of what is committed."""
         return self
+
+    def settle(self, cells: Cells) -> None:
+        """After a pass: give back storage that only the pass needed."""
+
+    def lacks(self, cells: Cells, length: int) -> bool:
+        """Whether a query after the first `length` cells would see cells that are no longer held."""
+        return False
+
+    def crop(self, length: int) -> None:
+        """Keep the cells before `length`; the store does not lack what is then needed."""
 
     def commit(self) -> None:
         """The pass counts."""
@@ -110,4 +155,4 @@ class Store:
         return f"it has unknown tensors {sorted(tensors)}" if tensors else ""
 
     def restore(self, tensors: Mapping[str, Tensor], held: int) -> None:
-        """Replace the content by what `saved` gave. Rows and room fit already."""
+        """Replace the content by what `saved` gave. Rows fit already; the store makes room."""

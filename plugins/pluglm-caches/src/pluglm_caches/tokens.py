@@ -1,78 +1,141 @@
-"""Slots that keep one entry a cell: keys and values, or the latents of latent attention."""
+"""Slots that keep one entry a cell: keys and values, or the latents of latent attention. They keep all of them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pluglm.contracts import DenseView, KVSlot, LatentSlot, LatentView
-from pluglm_caches.stores import Store, resized, taken, wrong_shape, zeros
+from pluglm_caches.cells import Cells
+from pluglm_caches.stores import Pass, Store, resized, taken, wrong_shape, zeros
+
+_FIRST_ROOM = 64
 
 
 class TokenStore(Store):
-    """Two tensors with a cell axis. `axis` is where the cells are counted, `names` what the two are called."""
+    """Two tensors with a cell axis, `axis`; `names` is what the two are called. The base class of stores of tokens.
+
+    Args:
+        first, second: their room is the cell axis; what they hold counts once it is committed.
+        fixed: never replaced by larger ones.
+        hint: cells that will be needed at most, as far as the caller knows: no room is made beyond them before.
+    """
 
     axis: int
     names: tuple[str, str]
 
-    def __init__(self, first: Tensor, second: Tensor) -> None:
-        self.first, self.second = first, second
+    def __init__(self, first: Tensor, second: Tensor, *, fixed: bool = False, hint: int | None = None) -> None:
+        self.one, self.two = first, second
         self.dtype = first.dtype
+        self.fixed, self.hint = fixed, hint
+        self.room = first.shape[self.axis]
         self._count = -1  # T that the two shapes below are for: built once for a run of decode steps
-        self._first_shape: tuple[int, ...] = ()
-        self._second_shape: tuple[int, ...] = ()
+        self._one_shape: tuple[int, ...] = ()
+        self._two_shape: tuple[int, ...] = ()
 
-    def put(self, first: Tensor, second: Tensor, start: int, count: int) -> None:
+    def view(self, one: Tensor, two: Tensor) -> Any:
+        """What attention reads."""
+        raise NotImplementedError
+
+    def begin(self, cells: Cells, count: int) -> None:
+        """Half as much room again as is needed, but no more than the caller said it would need at most."""
+        needed = cells.length + count
+        if needed <= self.room:
+            return
+        room = max(_FIRST_ROOM, needed + needed // 2)
+        if self.hint is not None and needed <= self.hint:
+            room = min(room, self.hint)
+        self.grow(room, cells.length)
+
+    def grow(self, room: int, held: int) -> None:
+        """Larger tensors with the `held` first cells of these."""
+        if self.two.shape[self.axis] < room:  # `two` is replaced last: a failure in between is made good here
+            self.one = resized(self.one, self.axis, room, held)
+            self.two = resized(self.two, self.axis, room, held)
+        self.room = self.first + room
+
+    def write(self, k: Tensor, v: Tensor, current: Pass) -> Any:
         """Check both tensors, then write both."""
+        self.put(k, v, current.start - self.first, current.count)
+        return self.read(self.first, current.start + current.count)
+
+    def put(self, one: Tensor, two: Tensor, at: int, count: int) -> None:
+        """Write `count` cells from index `at` of the tensors on."""
         if count != self._count:
             self._expect(count)
-        if first.shape != self._first_shape or first.dtype is not self.dtype:
-            raise wrong_shape(self.names[0], first, self._first_shape, self.dtype)
-        if second.shape != self._second_shape or second.dtype is not self.dtype:
-            raise wrong_shape(self.names[1], second, self._second_shape, self.dtype)
-        self.first.narrow(self.axis, start, count).copy_(first)
-        self.second.narrow(self.axis, start, count).copy_(second)
+        if one.shape != self._one_shape or one.dtype is not self.dtype:
+            raise wrong_shape(self.names[0], one, self._one_shape, self.dtype)
+        if two.shape != self._two_shape or two.dtype is not self.dtype:
+            raise wrong_shape(self.names[1], two, self._two_shape, self.dtype)
+        self.one.narrow(self.axis, at, count).copy_(one)
+        self.two.narrow(self.axis, at, count).copy_(two)
 
     def _expect(self, count: int) -> None:
         def shape(kept: Tensor) -> tuple[int, ...]:
             return (*kept.shape[: self.axis], count, *kept.shape[self.axis + 1 :])
 
-        self._first_shape, self._second_shape, self._count = shape(self.first), shape(self.second), count
+        self._one_shape, self._two_shape, self._count = shape(self.one), shape(self.two), count
+
+    def read(self, start: int, end: int) -> Any:
+        """Slices of the storage."""
+        at, length = start - self.first, end - start
+        return self.view(self.one.narrow(self.axis, at, length), self.two.narrow(self.axis, at, length))
 
     def tensors(self) -> list[Tensor]:
-        return [self.first, self.second]
+        return [self.one, self.two]
 
-    def reserve(self, room: int, held: int) -> None:
-        if self.second.shape[self.axis] < room:  # `second` is replaced last: a failure in between is made good here
-            self.first = resized(self.first, self.axis, room, held)
-            self.second = resized(self.second, self.axis, room, held)
+    def forget(self) -> None:
+        self.first, self.room = 0, self.one.shape[self.axis]
 
     def take_rows(self, index: Tensor, held: int) -> None:
-        first, second = (taken(tensor, index, self.axis, held) for tensor in self.tensors())
-        self.first, self.second, self._count = first, second, -1
+        one, two = (taken(tensor, index, self.axis, held - self.first) for tensor in self.tensors())
+        self.one, self.two, self._count = one, two, -1
 
     def copy(self) -> TokenStore:
-        room = self.first.shape[self.axis]
-        return type(self)(*(resized(tensor, self.axis, room, room) for tensor in self.tensors()))
+        room = self.one.shape[self.axis]
+        one, two = (resized(tensor, self.axis, room, room) for tensor in self.tensors())
+        twin = self.like(one, two)
+        twin.first, twin.room = self.first, self.room
+        return twin
+
+    def like(self, one: Tensor, two: Tensor) -> TokenStore:
+        """A store of the same kind around other tensors."""
+        return type(self)(one, two, fixed=self.fixed, hint=self.hint)
+
+    def crop(self, length: int) -> None:
+        if not length:
+            self.forget()
 
     def saved(self, held: int) -> dict[str, Tensor]:
-        return {name: t.narrow(self.axis, 0, held) for name, t in zip(self.names, self.tensors(), strict=True)}
+        kept = held - self.first
+        return {name: t.narrow(self.axis, 0, kept) for name, t in zip(self.names, self.tensors(), strict=True)}
 
     def misfit(self, tensors: Mapping[str, Tensor], rows: int, held: int) -> str:
         if set(tensors) != set(self.names):
             return f"it has {sorted(tensors)} and needs {sorted(self.names)}"
+        cells = tensors[self.names[0]].shape[self.axis] if tensors[self.names[0]].ndim > self.axis else -1
+        if not self.suffices(cells, held):
+            return f"it holds {cells} of {held} cells, and this layout needs more of them"
         for name, kept in zip(self.names, self.tensors(), strict=True):
             wanted = [rows, *kept.shape[1:]]
-            wanted[self.axis] = held
+            wanted[self.axis] = cells
             if list(tensors[name].shape) != wanted or tensors[name].dtype is not kept.dtype:
                 return f"{name} is {list(tensors[name].shape)} {tensors[name].dtype}, not {wanted} {kept.dtype}"
         return ""
 
+    def suffices(self, cells: int, held: int) -> bool:
+        """Whether a file's last `cells` of `held` cells are all that this store must have."""
+        return cells == held
+
     def restore(self, tensors: Mapping[str, Tensor], held: int) -> None:
+        cells = tensors[self.names[0]].shape[self.axis]
+        self.first = held - cells
+        self.grow(max(cells, self.one.shape[self.axis]), 0)
         for name, kept in zip(self.names, self.tensors(), strict=True):
-            kept.narrow(self.axis, 0, held).copy_(tensors[name])
+            kept.narrow(self.axis, 0, cells).copy_(tensors[name])
 
 
 class KVStore(TokenStore):
@@ -83,17 +146,13 @@ class KVStore(TokenStore):
     names = ("k", "v")
 
     @classmethod
-    def empty(cls, slot: KVSlot, rows: int, room: int, dtype: torch.dtype, device: torch.device) -> KVStore:
-        """Storage for one attention layer."""
+    def empty(cls, slot: KVSlot, rows: int, room: int, dtype: torch.dtype, device: torch.device, **how: Any) -> KVStore:
+        """Storage for one attention layer. how: as in `TokenStore`."""
         k = zeros((rows, slot.num_kv_heads, room, slot.head_dim), dtype, device)
-        return cls(k, zeros((rows, slot.num_kv_heads, room, slot.v_head_dim), dtype, device))
+        return cls(k, zeros((rows, slot.num_kv_heads, room, slot.v_head_dim), dtype, device), **how)
 
-    def write(self, k: Tensor, v: Tensor, start: int, count: int) -> DenseView:
-        self.put(k, v, start, count)
-        return DenseView(self.first.narrow(2, 0, start + count), self.second.narrow(2, 0, start + count))
-
-    def read(self, end: int) -> DenseView:
-        return DenseView(self.first.narrow(2, 0, end), self.second.narrow(2, 0, end))
+    def view(self, one: Tensor, two: Tensor) -> DenseView:
+        return DenseView(one, two)
 
 
 class LatentStore(TokenStore):
@@ -104,14 +163,12 @@ class LatentStore(TokenStore):
     names = ("rope", "latent")
 
     @classmethod
-    def empty(cls, slot: LatentSlot, rows: int, room: int, dtype: torch.dtype, device: torch.device) -> LatentStore:
-        """Storage for one latent-attention layer."""
+    def empty(
+        cls, slot: LatentSlot, rows: int, room: int, dtype: torch.dtype, device: torch.device, **how: Any
+    ) -> LatentStore:
+        """Storage for one latent-attention layer. how: as in `TokenStore`."""
         rope = zeros((rows, room, slot.rope_dim), dtype, device)
-        return cls(rope, zeros((rows, room, slot.latent_dim), dtype, device))
+        return cls(rope, zeros((rows, room, slot.latent_dim), dtype, device), **how)
 
-    def write(self, k: Tensor, v: Tensor, start: int, count: int) -> LatentView:
-        self.put(k, v, start, count)
-        return self.read(start + count)
-
-    def read(self, end: int) -> LatentView:
-        return LatentView(latent=self.second.narrow(1, 0, end), rope=self.first.narrow(1, 0, end))
+    def view(self, one: Tensor, two: Tensor) -> LatentView:
+        return LatentView(latent=two, rope=one)

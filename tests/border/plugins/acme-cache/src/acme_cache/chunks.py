@@ -12,6 +12,7 @@ OPERATIONS = frozenset({"reset"})
 class ChunksLayout:
     name = "chunks"
     view = "dense"
+    streams = False
     operations = OPERATIONS
 
     def __init__(self, slots):
@@ -33,6 +34,7 @@ class ChunksCache:
     layout = "chunks"
     operations = OPERATIONS
     capacity = None
+    streams = False
 
     def __init__(self, slots, batch_size):
         self.slots, self.batch_size = slots, batch_size
