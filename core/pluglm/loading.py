@@ -11,7 +11,6 @@ from pluglm.loader import Loader
 from pluglm.manager import Manager
 from pluglm.plan import Plan
 from pluglm.planner import AUTO
-from pluglm.registry import Registry
 from pluglm.request import PARTS, read_request, replaying
 
 if TYPE_CHECKING:
@@ -73,7 +72,7 @@ def load(
         request = replaying(request, plan)
     from pluglm.lm import LanguageModel
 
-    loader = Loader(request, manager or Manager(Registry.installed()))
+    loader = Loader(request, manager or Manager.installed())
     built = loader.load()
     lm = LanguageModel(loader.manager, loader.context, built, request.wanted("decoding"), loader.excluded)
     if plan is not None and lm.plan.hash != plan.hash:
@@ -98,7 +97,7 @@ def explain(model: str | Path, *, manager: Manager | None = None, **arguments: A
             argument=unknown[0],
         )
     request = read_request(str(model), named, options, skip=skip, **arguments)
-    return Loader(request, manager or Manager(Registry.installed())).plan()
+    return Loader(request, manager or Manager.installed()).plan()
 
 
 def _difference(wanted: Plan, got: Plan) -> str:

@@ -18,6 +18,10 @@ from pluglm.errors import PluginDisabledError, PluglmError, QuarantinedError
 from pluglm.kinds import KINDS
 from pluglm.provider import Provider
 from pluglm.registry import Registry
+from pluglm.scores import Scores, load_scores
+
+#: What a manager knows of speed when it is told nothing.
+NO_SCORES = Scores()
 
 
 @dataclass(frozen=True)
@@ -37,11 +41,13 @@ class Manager:
 
     Attributes:
         registry: which providers there are.
+        scores: what was measured on this machine, for the order of `auto`.
         quarantine: provider id -> why it was set aside, for the life of this manager.
     """
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, scores: Scores = NO_SCORES) -> None:
         self.registry = registry
+        self.scores = scores
         self.quarantine: dict[str, Quarantine] = {}
         self._pluggy = pluggy.PluginManager("pluglm")
         for spec in hookspecs.SPECS:
@@ -49,6 +55,11 @@ class Manager:
         self._activated: dict[str, Any] = {}
         self._denied: dict[str, str | None] = {}
         self._start_observers()
+
+    @classmethod
+    def installed(cls) -> Manager:
+        """Everything that is installed here, with this machine's scores."""
+        return cls(Registry.installed(), load_scores())
 
     def _start_observers(self) -> None:
         from pluglm import __version__

@@ -37,6 +37,9 @@ AUTO = "auto"
 #: What `decoding="auto"` may choose, in this order: the first that honours every field of the call. The other
 #: strategies change what is generated for the same fields, so they are used only when named.
 AUTO_DECODING = ("greedy", "sampling")
+#: Kinds of which `auto` chooses only what gives back everything as it was given (numerics `bitwise`, no feature
+#: `forgets`): a cache that compresses or forgets changes what is generated.
+LOSSLESS = ("cache",)
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,11 @@ class Demand:
 
 @dataclass
 class Candidates:
-    """One kind's candidates, sorted: those that may do the work, best first, and those that may not, with reasons."""
+    """One kind's candidates, sorted: those that may do the work, best first, and those that may not, with reasons.
+
+    Attributes:
+        ranked: an observer gave the order. times: provider id -> measured milliseconds a token, where there is a score.
+    """
 
     kind: str
     wanted: Wanted
@@ -77,6 +84,7 @@ class Candidates:
     variant: str | None = None
     rejected: list[Rejected] = field(default_factory=list)
     ranked: bool = False
+    times: Mapping[str, float] = field(default_factory=dict)
 
     def choice(self, provider: Provider, reason: str, skipped: Mapping[str, str] = {}) -> Choice:
         """The plan's entry for `provider`; other able ones are "next in line", or in `skipped` with why not."""
@@ -112,13 +120,18 @@ class Planner:
             return found
         for provider in self.manager.registry.of(kind):
             reasons = self.reasons(provider, demand)
+            if kind in LOSSLESS and _loses(provider):
+                reasons = (*reasons, "changes what is generated; works when named")
             if provider.facts is None and self._malformed(provider) is None:
                 reasons = (*reasons, "has no pluglm.json; works when named")
             if reasons:
                 found.rejected.append(Rejected(provider.id, provider.version, reasons))
             else:
                 found.able.append(provider)
-        found.able.sort(key=lambda p: (TIERS.index((p.facts or {}).get("tier", "portable")), p.id))
+        scores = self.manager.scores
+        times = {p.id: scores.of(p, device=demand.device, dtype=demand.dtype) for p in found.able}
+        found.able.sort(key=lambda p: (_tier(p), (s := times[p.id]) is None, s.token_ms if s else 0.0, p.id))
+        found.times = {name: score.token_ms for name, score in times.items() if score is not None}
         order = self.manager.rank(kind, tuple(found.able)) if len(found.able) > 1 else ()
         if order:
             place = {name: i for i, name in enumerate(order)}
@@ -371,12 +384,22 @@ def _leader(found: Candidates) -> Choice:
 def _why(found: Candidates, provider: Provider, note: str) -> str:
     if found.wanted.text != AUTO:
         return f"asked for by name; {note}"
-    how = (
-        "first in the order an observer gave"
-        if found.ranked
-        else f"tier {(provider.facts or {}).get('tier', 'portable')}"
-    )
+    how = "first in the order an observer gave" if found.ranked else f"tier {TIERS[_tier(provider)]}"
+    if provider.id in found.times and not found.ranked:
+        how += f", {found.times[provider.id]:.3g} ms a token measured here"
     return f"{how}; {note}"
+
+
+def _loses(provider: Provider) -> bool:
+    """Whether it says that it gives back other numbers than it was given, or not all of them."""
+    facts = provider.facts or {}
+    numerics, features = facts.get("numerics"), facts.get("features")
+    rounds = isinstance(numerics, Mapping) and numerics.get("kind") != "bitwise"
+    return rounds or (isinstance(features, list | tuple) and "forgets" in features)
+
+
+def _tier(provider: Provider) -> int:
+    return TIERS.index((provider.facts or {}).get("tier", "portable"))
 
 
 def _torch_version() -> str | None:

@@ -9,6 +9,7 @@ import pytest
 
 from pluglm import IncompatiblePluginError, PlanError, PluginDisabledError, PluginNotFoundError, hookimpl
 from pluglm.contracts import AttentionSpec, KVSlot, MaskSpec, ModelDescription, StateSlot, WeightMap
+from pluglm.kinds import KINDS
 from pluglm.manager import Manager
 from pluglm.planner import Demand, Planner, Wanted
 from pluglm.provider import Provider
@@ -140,7 +141,7 @@ def test_a_mismatch_of_api_versions_is_refused_with_both_versions() -> None:
     with pytest.raises(IncompatiblePluginError) as caught:
         pair(isolated_manager(old, cache("dynamic")), attention="old")
     assert "another version of the attention API" in str(caught.value)
-    assert (caught.value.needs, caught.value.have) == (">=0.1,<0.9", "1.0")
+    assert (caught.value.needs, caught.value.have) == (">=0.1,<0.9", KINDS["attention"].version)
     choice, _ = pair(isolated_manager(old, attention("sdpa"), cache("dynamic")))
     assert "API" in choice.rejected[0].reasons[0]
 

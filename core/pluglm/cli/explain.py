@@ -21,11 +21,10 @@ def command(model: str | None, as_json: bool, program: bool, **arguments: Any) -
     """Print the plan for MODEL: chosen parts, reasons, and what was not chosen and why."""
     from pluglm.loader import Loader
     from pluglm.manager import Manager
-    from pluglm.registry import Registry
     from pluglm.request import read_request
     from pluglm.sources import default_model
 
-    manager = Manager(Registry.installed())
+    manager = Manager.installed()
     named, options, rest = load_arguments(arguments)
     loader = Loader(read_request(model or default_model(manager.registry), named, options, **rest), manager)
     plan = loader.plan()

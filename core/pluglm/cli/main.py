@@ -14,6 +14,7 @@ COMMANDS = {
     "generate": ("pluglm.cli.generate", "Complete a prompt with a model."),
     "chat": ("pluglm.cli.chat", "Talk with a model."),
     "explain": ("pluglm.cli.explain", "Show which parts would run a model, and why."),
+    "measure": ("pluglm.cli.measure", "Time the plugins that could run a model here, and keep the order."),
     "new": ("pluglm.cli.new", "Write a plugin from a template."),
     "plugins": ("pluglm.cli.plugins", "List, check and switch plugins; imports none of them."),
 }

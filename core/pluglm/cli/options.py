@@ -103,10 +103,9 @@ def load_model(arguments: dict[str, Any]) -> LanguageModel:
     """The model that the parsed options name; without -m, the default one of this environment."""
     from pluglm.loading import load
     from pluglm.manager import Manager
-    from pluglm.registry import Registry
     from pluglm.sources import default_model
 
-    manager = Manager(Registry.installed())
+    manager = Manager.installed()
     parts, options, rest = load_arguments(arguments)
     model = arguments.get("model") or default_model(manager.registry)
     return load(model, **parts, options=options, **rest, manager=manager)

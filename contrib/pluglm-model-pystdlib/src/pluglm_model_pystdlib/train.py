@@ -25,7 +25,6 @@ from torch import Tensor, nn
 
 from pluglm.contracts import AttentionRequest, ForwardInput, ForwardOutput, ModelDescription, ModelParts
 from pluglm.manager import Manager
-from pluglm.registry import Registry
 from pluglm.weights import export_weights
 from pluglm_model_pystdlib.export import config_of
 from pluglm_model_pystdlib.muon import Muon
@@ -49,7 +48,7 @@ class Shape:
 
 def build(shape: Shape, device: str) -> tuple[nn.Module, ModelDescription]:
     """The Llama that pluglm builds for this config, with fresh weights: it is trained in the code that runs it."""
-    manager = Manager(Registry.installed())
+    manager = Manager.installed()
     llama, _ = manager.registry.find("architecture", "llama")
     sdpa, _ = manager.registry.find("attention", "sdpa")
     config = config_of(asdict(shape), end=0)
