@@ -9,6 +9,9 @@ import pytest
 from click.testing import CliRunner
 
 from pluglm.cli.main import cli
+from pluglm.kinds import KINDS
+
+ATTENTION_API = KINDS["attention"].version
 
 PYPROJECT = """
 [project]
@@ -149,7 +152,7 @@ def test_why_gives_the_order_and_every_reason(furnished):
         "needs device cuda, have cpu",
         "needs absent>=2, have none",
     ]
-    assert rows["acme-old:attention/old"]["refusals"] == ["disabled by the user", "needs API <1, have 1.0"]
+    assert rows["acme-old:attention/old"]["refusals"] == ["disabled by the user", f"needs API <1, have {ATTENTION_API}"]
     assert rows["acme-old:attention/old"]["order"] is None
     table = furnished.run("plugins", "why", "cache").stdout
     assert "states no facts: works when named, never chosen by auto" in table
@@ -177,7 +180,7 @@ def test_doctor_ends_well_if_there_are_only_warnings(site):
         ({"providers": [{"tier": "best"}]}, "error", "pluglm.json is not a valid manifest."),
         ({"manifest": "{"}, "error", "pluglm.json is not JSON: "),
         ({"manifest": "[]"}, "error", "pluglm.json does not hold a JSON object."),
-        ({"providers": [{"api": ">=9"}]}, "error", "written for attention API >=9, this pluglm has 1.0."),
+        ({"providers": [{"api": ">=9"}]}, "error", f"written for attention API >=9, this pluglm has {ATTENTION_API}."),
         ({"providers": [{}, {"name": "ghost"}]}, "error", "describes attention/ghost, which has no entry point."),
         ({"providers": []}, "warning", "does not describe it; works when named, never chosen by auto."),
         ({"requires": ["absent>=2"]}, "error", "needs absent>=2, have none. Install what it depends on."),
@@ -249,7 +252,7 @@ def test_the_schema_is_printed(site):
     ("arguments", "message"),
     [
         (("plugin",), "No such command 'plugin'. Did you mean 'plugins'?"),
-        (("xyz",), "No such command 'xyz'. There are: generate, chat, explain, new, plugins."),
+        (("xyz",), "No such command 'xyz'. There are: generate, chat, explain, measure, new, plugins."),
         (("plugins", "lst"), "No such command 'lst'."),
         (("plugins", "list", "--knd", "x"), "No such option"),
         (("plugins", "why", "atention"), "'atention' is not one of 'architecture', 'attention'"),

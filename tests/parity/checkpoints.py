@@ -62,8 +62,11 @@ class Variant:
         v4: the config is rewritten as Transformers 4 spelled rotary positions.
         seed: of its prompts; another one where the reference's own choice of a token is a matter of rounding.
         scale: of the random matrices, or a function (name, noise) -> parameter for those that need care; it may return
-            None to leave one to the rule.
+            None to leave one to the rule. It is asked for buffers that checkpoints hold, too; None leaves one as it is.
         skip: names of parity tests that cannot hold, each with the reason; a test checks that the names exist.
+        spell: rewrites the saved config as older files of the family spelled it, where `v4` does not suit.
+        save: arguments of `save_pretrained`, for the other of two layouts.
+        cached_reference: False: the reference computes something else with its cache, so it is asked without.
     """
 
     model_type: str
@@ -72,6 +75,9 @@ class Variant:
     seed: int = 0
     scale: Callable[[str, Tensor], Tensor | None] | None = None
     skip: dict[str, str] = field(default_factory=dict)
+    spell: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    save: dict[str, Any] = field(default_factory=dict)
+    cached_reference: bool = True
 
 
 def rotary(
@@ -124,9 +130,18 @@ def write_checkpoint(name: str, folder: Path) -> Path:
             noise = torch.randn(parameter.shape, generator=draw)
             own = variant.scale(key, noise) if variant.scale is not None else None
             parameter.copy_(_drawn(key, noise) if own is None else own)
-    model.save_pretrained(folder)
+        saved = model.state_dict().keys()
+        for key, buffer in model.named_buffers():
+            noise = torch.randn(buffer.shape, generator=draw)
+            own = variant.scale(key, noise) if key in saved and variant.scale is not None else None
+            if own is not None:
+                buffer.copy_(own)
+    model.save_pretrained(folder, **variant.save)
     if variant.v4:
         _spell_as_v4(folder / "config.json")
+    if variant.spell is not None:
+        path = folder / "config.json"
+        path.write_text(json.dumps(variant.spell(json.loads(path.read_text())), indent=2))
     return folder
 
 

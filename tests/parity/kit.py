@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from checkpoints import FAMILIES
 from torch import Tensor, nn
 
 import pluglm
@@ -59,11 +60,28 @@ def load(folder: Path, *, attention: str = "eager", layout: str = "dynamic") -> 
     )  # fmt: skip
 
 
+#: What a backend does not compute, by its own README; the planner must refuse it for a model that needs it.
+LACKING = {"eager": frozenset[str](), "sdpa": frozenset({"softcap", "sinks"})}
+
+
+def lacking(lm: LanguageModel, attention: str) -> list[str]:
+    """Features that a model's layers need and a backend lacks, sorted."""
+    needed = {feature for spec in lm.model.description.attention for feature in spec.features}
+    return sorted(needed & LACKING[attention])
+
+
+#: Model type -> what makes its reference callable like the others, from the families that need one.
+ADAPTERS: dict[str, Callable[[Any], Any]] = {
+    kind: adapter for family in FAMILIES for kind, adapter in getattr(family, "ADAPTERS", {}).items()
+}
+
+
 def reference(folder: Path) -> Any:
     """The checkpoint in Transformers. A new object each time: its dynamic rotary positions remember earlier calls."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
+    return ADAPTERS[model.config.model_type](model) if model.config.model_type in ADAPTERS else model
 
 
 def prompt(length: int, seed: int = 0) -> Tensor:
@@ -96,6 +114,8 @@ def greedy_ragged(
     rows = [start.tolist() for start in starts]
     token_ids, mask = padded([torch.tensor(row) for row in rows], side)
     kept = None
+    if use_cache and lm.model.description.max_seq_len is None:  # then nothing else tells a static cache its capacity
+        kept = lm.model.new_cache(batch_size=len(rows), capacity=token_ids.shape[1] + count)
     for _ in range(count):
         output = lm.model(token_ids, attention_mask=mask, past_key_values=kept, use_cache=use_cache)
         real = mask[:, -token_ids.shape[1] :]

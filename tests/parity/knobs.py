@@ -18,6 +18,7 @@ from pluglm.contracts import (
     Branch,
     DecoderProgram,
     Embedding,
+    Experts,
     FeedForward,
     Head,
     KVSlot,
@@ -42,6 +43,12 @@ def _moved(part: Part) -> Part:
     return replace(part, norm_in=part.norm_out, norm_out=part.norm_in)
 
 
+def _narrower(r: Rope) -> Rope:
+    """The same rotation without its slowest pair."""
+    numbers = tuple((k, v[:-1] if isinstance(v, tuple) else v) for k, v in r.parameters)
+    return Rope(r.kind, r.theta, r.dim - 2, max_seq_len=r.max_seq_len, parameters=numbers)
+
+
 def _windows(change: Callable[[int], int | None]) -> Knob:
     def resized(node: Any) -> Any:
         return node if node.window is None else replace(node, window=change(node.window))
@@ -50,16 +57,16 @@ def _windows(change: Callable[[int], int | None]) -> Knob:
 
 
 def _rotate_all(program: DecoderProgram) -> DecoderProgram | None:
-    rope = next(node for node in nodes(program) if isinstance(node, Rope))
-    return on(Attention, lambda op: replace(op, rope=rope))(program)
+    rope = next((node for node in nodes(program) if isinstance(node, Rope)), None)
+    return None if rope is None else on(Attention, lambda op: replace(op, rope=rope))(program)
 
 
 def _rotate_the_others(program: DecoderProgram) -> DecoderProgram | None:
     """Rotary positions on exactly those layers that have none."""
     found = [node.rope for node in nodes(program) if isinstance(node, Attention)]
-    if None not in found:
+    rope = next((rope for rope in found if rope is not None), None)
+    if rope is None or None not in found:
         return None
-    rope = next(rope for rope in found if rope is not None)
     return on(Attention, lambda op: replace(op, rope=None if op.rope is not None else rope))(program)
 
 
@@ -71,12 +78,24 @@ def _window_of_the_others(program: DecoderProgram) -> DecoderProgram | None:
     return on((MaskSpec, KVSlot), lambda node: replace(node, window=None if node.window else window))(program)  # type: ignore[arg-type]
 
 
+def _of_feed_forwards(change: Callable[[FeedForward], FeedForward]) -> Knob:
+    """Change dense parts and experts, but not those whose clamp has an activation of its own."""
+
+    def changed(node: Any) -> Any:
+        if isinstance(node, FeedForward):
+            return change(node)
+        return node if node.clamp is None else replace(node, expert=replace(node.expert, activation="silu", gated=True))
+
+    return on((FeedForward, Experts), changed)  # type: ignore[arg-type]
+
+
 OTHER = {"silu": "gelu", "gelu": "gelu_tanh", "gelu_tanh": "gelu", "relu": "silu"}
 _KNOBS: dict[str, Knob] = {
     "rope.kind": on(Rope, lambda r: Rope("default", r.theta, r.dim) if r.kind != "default" else r),
+    "rope.kind of plain positions": on(
+        Rope, lambda r: Rope("linear", r.theta, r.dim, r.interleaved, (("factor", 2.0),)) if r.kind == "default" else r),
     "rope.theta": field(Rope, "theta", lambda theta: theta * 1.2),
-    "rope.dim": on(Rope, lambda r: Rope(r.kind, r.theta, r.dim - 2, max_seq_len=r.max_seq_len, parameters=tuple(
-        (k, v[:-1] if isinstance(v, tuple) else v) for k, v in r.parameters))),
+    "rope.dim": on(Attention, lambda op: op if op.rope is None else replace(op, rope=_narrower(op.rope))),
     "rope.interleaved": field(Rope, "interleaved", lambda _: True),
     "rope.max_seq_len": on(Rope, lambda r: replace(r, max_seq_len=r.max_seq_len + 7) if r.kind == "dynamic" else r),
     "rope.factor": parameter("factor", lambda factor: factor * 1.5),
@@ -95,7 +114,7 @@ _KNOBS: dict[str, Knob] = {
     "attention.rope on the other layers": _rotate_the_others,
     "attention.rope nowhere": field(Attention, "rope", lambda _: None),
     "attention.q_bias": field(Attention, "q_bias", lambda _: False),
-    "attention.k_bias": field(Attention, "k_bias", lambda _: False),
+    "attention.k_bias": on(Attention, lambda op: op if op.rope is None else replace(op, k_bias=False)),
     "attention.v_bias": field(Attention, "v_bias", lambda _: False),
     "attention.o_bias": field(Attention, "o_bias", lambda _: False),
     "attention.qk_norm": field(Attention, "qk_norm", lambda _: None),
@@ -115,31 +134,37 @@ _KNOBS: dict[str, Knob] = {
     "norm.eps at the end": on(DecoderProgram, lambda p: replace(p, final_norm=replace(p.final_norm, eps=0.05))),
     "norm.offset": on(Norm, lambda norm: replace(norm, offset=0.1)),
     "norm.kind": on(Norm, lambda norm: replace(norm, kind="layer")),
-    "norm.weight": on(Norm, lambda norm: replace(norm, weight=False)),
+    "norm.weight": on(Norm, lambda norm: replace(norm, weight=False, offset=0.0)),
+    "norm.bias": field(Norm, "bias", lambda _: False),
+    "norm.kind of layer norms": on(
+        Norm, lambda norm: replace(norm, kind="rms", bias=False) if norm.kind == "layer" else norm),
     "final_norm": field(DecoderProgram, "final_norm", lambda _: None),
     "part.norms moved": on(Part, _moved),
+    "part.share_norm_in": field(Part, "share_norm_in", lambda _: False),
     "part.scale_in": field(Part, "scale_in", lambda _: 1.1),
     "part.scale_out": field(Part, "scale_out", lambda _: 1.1),
     "branch.scale": field(Branch, "scale", lambda scale: scale * 1.1),
-    "feed_forward.activation": field(FeedForward, "activation", lambda name: OTHER[name]),
-    "feed_forward.gated": field(FeedForward, "gated", lambda _: False),
+    "feed_forward.activation": _of_feed_forwards(lambda ff: replace(ff, activation=OTHER[ff.activation])),
+    "feed_forward.gated": _of_feed_forwards(lambda ff: replace(ff, gated=False, gate_scale=1.0)),
     "feed_forward.bias": field(FeedForward, "bias", lambda _: False),
-    "embedding.scale": field(Embedding, "scale", lambda scale: scale * 1.1),
+    "embedding.scale": on(Embedding, lambda e: e if e.norm is not None else replace(e, scale=e.scale * 1.1)),
     "head.scale": field(Head, "scale", lambda scale: scale * 1.1),
     "head.softcap": field(Head, "softcap", lambda _: 5.0),
+    "head.bias": field(Head, "bias", lambda _: False),
     "head.tied": field(Head, "tied", lambda tied: not tied),
 }  # fmt: skip
 
 #: Fields that no twin breaks, and why that is so.
 _NOT_BROKEN = {
     "Norm.size": "another size does not load", "Norm.cast_late": "rounds elsewhere; float32 has nothing to round",
+    "Attention.k_bias": "without rotation it moves all scores of a query by one number; with it, `attention.k_bias`",
     "Attention.slot": "names a place", "Attention.op": "names a class", "FeedForward.op": "names a class",
     "Attention.qk_norm_over": "the other way needs weights of another size",
     "AttentionSpec.num_heads": "another number does not load; which head reads which keys: `swap the heads`",
     "AttentionSpec.num_kv_heads": "the same", "AttentionSpec.head_dim": "another size does not load",
     "AttentionSpec.v_head_dim": "the same", "KVSlot.num_kv_heads": "sizes of the cache",
     "KVSlot.head_dim": "sizes of the cache", "KVSlot.v_head_dim": "sizes of the cache",
-    "FeedForward.hidden_size": "another size does not load", "FeedForward.intermediate_size": "the same",
+    "FeedForward.gated": "a gate has weights of its own", "FeedForward.hidden_size": "another size does not load", "FeedForward.intermediate_size": "the same",
     "Embedding.vocab_size": "the same", "Embedding.hidden_size": "the same", "Part.name": "names a place",
     "DecoderProgram.max_seq_len": "a limit, not a number of the computation",
     "DecoderProgram.version": "of the format",

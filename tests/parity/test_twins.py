@@ -18,13 +18,15 @@ from checkpoints import VARIANTS
 from rewriting import Weights, nodes
 from torch import Tensor
 
-from pluglm.contracts import DecoderProgram, Rope
+from pluglm.contracts import DecoderProgram, Rope, StateSpace
 from pluglm.lm import LanguageModel
 
 Loaded = Callable[..., LanguageModel]
 
 #: A broken twin is at least this far from the model, ten times what parity allows.
 CLEARLY = 1e-3
+#: The same numbers may be added in another order where they lie otherwise in memory (few rows of an expert).
+ROUNDING = 1e-5
 #: A text beyond every stretched length and window, and one below.
 TEXTS = (kit.prompt(90)[None], kit.prompt(20)[None])
 
@@ -44,10 +46,11 @@ def sound(loaded: Loaded) -> Callable[[str], tuple[DecoderProgram, Weights, list
 
 
 def distance(lm: LanguageModel, program: DecoderProgram, weights: Weights, logits: list[Tensor]) -> float:
-    """How far the logits of a twin are from `logits` at most."""
+    """How far the logits of a twin are from `logits` at most; infinitely, where they are no numbers any more."""
     module = kit.build(program, lm)
     module.load_state_dict({name: weights[name] for name, _ in module.named_parameters()})
-    return max(float((kit.run(module, text) - want).abs().max()) for text, want in zip(TEXTS, logits, strict=True))
+    far = [(kit.run(module, text) - want).abs().max() for text, want in zip(TEXTS, logits, strict=True)]
+    return float(torch.stack(far).nan_to_num(nan=torch.inf).max())
 
 
 def renamed(weights: Weights) -> Weights:
@@ -63,7 +66,7 @@ def renamed(weights: Weights) -> Weights:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_an_unbroken_twin_is_the_model_itself(name: str, sound: Any, loaded: Loaded) -> None:
     program, weights, logits = sound(name)
-    assert distance(loaded(name), program, weights, logits) == 0.0
+    assert distance(loaded(name), program, weights, logits) <= ROUNDING
 
 
 @pytest.mark.parametrize("knob", knobs.KNOBS)
@@ -91,7 +94,15 @@ def test_every_field_that_a_program_uses_is_broken_by_some_twin(name: str, sound
 
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize(
-    "pair", [("mlp.gate", "mlp.up"), ("attn.k", "attn.v"), ("attn_norm", "mlp_norm"), ("q_norm", "k_norm")]
+    "pair",
+    [
+        ("mlp.gate", "mlp.up"),
+        ("attn.k", "attn.v"),
+        ("attn_norm", "mlp_norm"),
+        ("norm_in", "norm_out"),
+        ("q_norm", "k_norm"),
+        ("ssm.A_log", "ssm.D"),
+    ],
 )
 def test_a_twin_with_two_weights_exchanged_gives_other_logits(
     name: str, pair: tuple[str, str], sound: Any, loaded: Loaded
@@ -100,24 +111,54 @@ def test_a_twin_with_two_weights_exchanged_gives_other_logits(
     one, other = pair
     exchanged = {key: weights.get(_exchange(key, one, other), tensor) for key, tensor in weights.items()}
     same_shapes = all(exchanged[key].shape == tensor.shape for key, tensor in weights.items())
-    if not same_shapes or not any(one in key for key in weights):
-        pytest.skip("only Qwen 3 has norms of q and k, and of one size")
+    if not same_shapes or not all(any(name in key for key in weights) for name in pair):
+        pytest.skip("this model does not have both, or not of one size")
     assert distance(loaded(name), program, exchanged, logits) > CLEARLY
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_twin_whose_query_heads_read_the_wrong_keys_gives_other_logits(name: str, sound: Any, loaded: Loaded) -> None:
-    """Head h reads key head h % K instead of h // (H / K): the query heads are dealt out like cards."""
+    """Head h reads key head h % K instead of h // (H / K): the query heads are dealt out like cards. Or h - 1 if K = H."""
     program, weights, logits = sound(name)
+    if not program.attention_specs():
+        pytest.skip("this model has no attention")
     spec = program.attention_specs()[0]
     H, K, D = spec.num_heads, spec.num_kv_heads, spec.head_dim
-    order = torch.arange(H).view(H // K, K).T.reshape(-1)  # [H], new place -> old head
+    if K == 1:
+        pytest.skip("there is one key head, which all query heads read")
+    order = torch.arange(H).view(H // K, K).T.reshape(-1) if K < H else torch.arange(H).roll(1)  # [H], place -> head
     dealt = dict(weights)
     for key, tensor in weights.items():
-        if ".attn.q." in key or (".attn.q_norm." in key and tensor.shape[0] == H * D):
+        if ".attn.q." in key or ".attn.q_up." in key or (".attn.q_norm." in key and tensor.shape[0] == H * D):
             dealt[key] = tensor.unflatten(0, (H, D))[order].flatten(0, 1)
         if ".attn.o.weight" in key:
-            dealt[key] = tensor.unflatten(1, (H, D))[:, order].flatten(1, 2)
+            dealt[key] = tensor.unflatten(1, (H, spec.v_head_dim))[:, order].flatten(1, 2)
+    assert distance(loaded(name), program, dealt, logits) > CLEARLY
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_twin_whose_states_read_the_wrong_groups_gives_other_logits(name: str, sound: Any, loaded: Loaded) -> None:
+    """Head h of a state space reads B and C of group h % G instead of h // (H / G)."""
+    program, weights, logits = sound(name)
+    op = next((op for op in program.ops() if isinstance(op, StateSpace)), None)
+    if op is None or op.num_groups == 1:
+        pytest.skip("this model has no state space, or one whose heads all read the same group")
+    H, G, P, inner = op.num_heads, op.num_groups, op.head_dim, op.inner_size
+    heads = torch.arange(H).view(H // G, G).T.reshape(-1) if G < H else torch.arange(H).roll(1)  # [H], place -> head
+    channels = (heads[:, None] * P + torch.arange(P)).reshape(-1)  # [I]
+    rest = torch.arange(inner, op.conv_size)
+    orders = {  # of the rows of each parameter; out_proj has the channels as columns
+        "in_proj": torch.cat((channels, inner + channels, inner + rest, inner + op.conv_size + heads)),
+        "conv": torch.cat((channels, rest)),
+        "norm": channels, "dt_bias": heads, "A_log": heads, "D": heads,
+    }  # fmt: skip
+    dealt = dict(weights)
+    for key, tensor in weights.items():
+        _, _, own = key.partition(".ssm.")
+        if own.partition(".")[0] in orders:
+            dealt[key] = tensor[orders[own.partition(".")[0]]]
+        elif own == "out_proj.weight":
+            dealt[key] = tensor[:, channels]
     assert distance(loaded(name), program, dealt, logits) > CLEARLY
 
 
@@ -148,7 +189,7 @@ def used(program: DecoderProgram) -> set[str]:
 
 def differing(one: Any, other: Any) -> Iterator[str]:
     """Fields, as "Class.field", in which two programs differ."""
-    if isinstance(one, tuple):
+    if isinstance(one, tuple) and isinstance(other, tuple):
         for a, b in zip(one, other, strict=True):
             yield from differing(a, b)
         return

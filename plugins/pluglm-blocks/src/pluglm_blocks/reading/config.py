@@ -81,13 +81,20 @@ def positive(reader: ConfigReader, key: str, default: Any = REQUIRED) -> int:
 
 
 def read_sizes(
-    reader: Config, *, tied: bool = False, head_dim: int | None = None, num_kv_heads: int | None = None
+    reader: Config,
+    *,
+    tied: bool = False,
+    head_dim: int | None = None,
+    num_kv_heads: int | None = None,
+    activation: str = "hidden_act",
+    norm_eps: str = "rms_norm_eps",
 ) -> Sizes:
     """Read what every family has, and set aside what the reference does not read.
 
     Args:
         tied: `tie_word_embeddings` where the file leaves it out.
         head_dim, num_kv_heads: the same; None: hidden_size // num_heads, and num_heads (Llama 1's files have neither).
+        activation, norm_eps: the keys under which the family's files have them.
     """
     for key, reason in UNREAD.items():
         reader.ignore(key, reason)
@@ -104,9 +111,9 @@ def read_sizes(
     head_dim = positive(reader, "head_dim", head_dim or hidden_size // num_heads)
     if head_dim % 2:
         refuse("head_dim", f"The config has heads of {head_dim} dimensions.", "Rotary positions turn pairs of them.")
-    norm_eps = float(reader.take("rms_norm_eps", float))
-    if norm_eps < 0:
-        refuse("rms_norm_eps", f'The config has "rms_norm_eps": {norm_eps}.', "Expected a number that is not negative.")
+    eps = float(reader.take(norm_eps, float))
+    if eps < 0:
+        refuse(norm_eps, f'The config has "{norm_eps}": {eps}.', "Expected a number that is not negative.")
     return Sizes(
         vocab_size=positive(reader, "vocab_size"),
         hidden_size=hidden_size,
@@ -116,10 +123,25 @@ def read_sizes(
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
         max_positions=positive(reader, "max_position_embeddings"),
-        norm_eps=norm_eps,
-        activation=ACTIVATIONS[reader.choice("hidden_act", ACTIVATIONS)],
+        norm_eps=eps,
+        activation=ACTIVATIONS[reader.choice(activation, ACTIVATIONS)],
         tied=bool(reader.take("tie_word_embeddings", bool, tied)),
     )
+
+
+def read_layer_types(reader: Config, num_layers: int) -> list[str] | None:
+    """`layer_types`: full_attention or sliding_attention for each layer; None: the file does not say."""
+    kinds = reader.take("layer_types", list, None)
+    if kinds is None:
+        return None
+    if len(kinds) != num_layers:
+        what = f"The config's layer_types has {len(kinds)} entries for {num_layers} layers."
+        refuse("layer_types", what, "Expected one a layer.")
+    for kind in kinds:
+        if kind not in ("full_attention", "sliding_attention"):
+            why = "Supported are full_attention and sliding_attention."
+            refuse("layer_types", f"The config has a layer of type {kind!r}.", why)
+    return list(kinds)
 
 
 def read_windows(reader: Config, default: Sequence[int | None], window: int | None) -> list[int | None]:
@@ -128,16 +150,9 @@ def read_windows(reader: Config, default: Sequence[int | None], window: int | No
     Args:
         default: what the family's other keys say, one entry a layer. window: of a layer of type `sliding_attention`.
     """
-    kinds = reader.take("layer_types", list, None)
+    kinds = read_layer_types(reader, len(default))
     if kinds is None:
         return list(default)
-    if len(kinds) != len(default):
-        what = f"The config's layer_types has {len(kinds)} entries for {len(default)} layers."
-        refuse("layer_types", what, "Expected one a layer.")
-    for kind in kinds:
-        if kind not in ("full_attention", "sliding_attention"):
-            why = "Supported are full_attention and sliding_attention."
-            refuse("layer_types", f"The config has a layer of type {kind!r}.", why)
     if window is None and "sliding_attention" in kinds:
         why = "Expected use_sliding_window to be true and sliding_window a number."
         refuse("layer_types", "The config has layers of type sliding_attention, but no window for them.", why)

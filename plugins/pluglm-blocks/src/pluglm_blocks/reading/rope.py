@@ -1,4 +1,4 @@
-"""Rotary positions in a config -> `Rope`: two spellings, seven methods, nothing guessed.
+"""Rotary positions in a config -> `Rope`, or one for each layer type: two spellings, seven methods, nothing guessed.
 
 Transformers 4 writes `rope_theta` beside `rope_scaling`, 5 writes both into `rope_parameters`. Which numbers a method
 has, and what stands in for those a file leaves out, follows `modeling_rope_utils` of Transformers 5.23.0.
@@ -6,6 +6,8 @@ has, and what stands in for those a file leaves out, follows `modeling_rope_util
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pluglm.checkpoint.config_reader import REQUIRED, ConfigReader, Type
@@ -38,6 +40,30 @@ METHODS: dict[str, dict[str, tuple[Type, Any]]] = {
 Number = float | int | bool | tuple[float, ...]
 
 
+#: Names in the files -> methods.
+EVERY: dict[str, str] = {name: name for name in METHODS}
+
+
+@dataclass(frozen=True)
+class _Around:
+    """What stands beside the objects that describe a rotation, and is said inside them in other files."""
+
+    theta_key: str
+    theta: float | None
+    part: float | None = None
+    length: int | None = None
+
+
+@dataclass(frozen=True)
+class _Said:
+    """One rotation in the file's words. part: of each head, the rest is not rotated; None: nothing is said."""
+
+    kind: str
+    theta: float
+    numbers: dict[str, Number]
+    part: float | None
+
+
 def read_rope(
     reader: ConfigReader,
     *,
@@ -46,6 +72,8 @@ def read_rope(
     theta: float = 10_000.0,
     partial: float | None = None,
     interleaved: bool = False,
+    length: int | None = None,
+    methods: Mapping[str, str] = EVERY,
 ) -> Rope:
     """Read the rotary positions of one model.
 
@@ -55,28 +83,44 @@ def read_rope(
         partial: the family may rotate the first dimensions of a head only; which part, where the file does not say.
             None: it rotates whole heads, and a file that says otherwise is refused.
         interleaved: as in `Rope`.
+        length: `original_max_position_embeddings` where the file has none beside the rotation's own numbers (Phi-3).
+        methods: names that the family's files may use -> the method that is meant ("su": "longrope").
     Raises: ConfigError for an unknown method, a number it lacks or does not have, or two spellings that disagree.
     """
-    outside = reader.take("rope_theta", float, None)
-    part = reader.take("partial_rotary_factor", float, None)
-    length = reader.take("original_max_position_embeddings", int, None)
-    found = []
-    for key in ("rope_parameters", "rope_scaling"):
-        inner = reader.sub(key)
-        if inner is not None:
-            kind = _kind(inner, key)
-            inside = inner.take("rope_theta", float, None)
-            base = _agreed(f"{key}.rope_theta", inside, "rope_theta", outside)
-            numbers, rotated = _numbers(inner, key, kind, partial=part, length=length)
-            found.append((kind, theta if base is None else base, numbers, rotated))
-    if len(found) == 2 and found[0] != found[1]:
-        refuse("rope_scaling", "The config has rope_parameters and rope_scaling, and they differ.", "Expected one.")
-    kind, theta, numbers, rotated = found[0] if found else ("default", theta if outside is None else outside, {}, part)
-    dim = _rotated(rotated, head_dim, partial)
-    _complete(kind, numbers, dim, max_positions)
-    if theta <= 0:
-        refuse("rope_theta", f"The config has a rope_theta of {theta}.", "Expected a number above zero.")
-    return Rope(kind, float(theta), dim, interleaved, tuple(sorted(numbers.items())), max_positions)
+    around = _Around(
+        "rope_theta",
+        reader.take("rope_theta", float, None),
+        reader.take("partial_rotary_factor", float, None),
+        reader.take("original_max_position_embeddings", int, length),
+    )
+    inners = {key: reader.sub(key) for key in ("rope_parameters", "rope_scaling")}
+    said = _said(inners, around, theta, methods)
+    return _rope(said, head_dim, max_positions, partial=partial, interleaved=interleaved)
+
+
+def read_ropes(
+    reader: ConfigReader, *, head_dim: int, max_positions: int, bases: Mapping[str, tuple[str, float]], scaled: str
+) -> dict[str, Rope]:
+    """Read rotary positions that differ by layer type (Gemma 3): whole heads, by layer type.
+
+    Transformers 5 writes `rope_parameters` with one object a layer type; 4 writes one base a layer type, and one
+    `rope_scaling`.
+
+    Args:
+        head_dim, max_positions: as in `read_rope`.
+        bases: layer type -> (the older key of its base, its base where the file has none).
+        scaled: the layer type that `rope_scaling` is about.
+    Raises: ConfigError as `read_rope`.
+    """
+    by_type = reader.sub("rope_parameters")
+    ropes = {}
+    for layer_type, (key, theta) in bases.items():
+        around = _Around(key, reader.take(key, float, None))
+        inners = {} if by_type is None else {f"rope_parameters.{layer_type}": by_type.sub(layer_type)}
+        if layer_type == scaled:
+            inners["rope_scaling"] = reader.sub("rope_scaling")
+        ropes[layer_type] = _rope(_said(inners, around, theta, EVERY), head_dim, max_positions)
+    return ropes
 
 
 def stretched(rope: Rope) -> int:
@@ -87,8 +131,39 @@ def stretched(rope: Rope) -> int:
     return max(rope.max_seq_len, int(before * numbers.get("factor", 1.0)))
 
 
-def _kind(inner: ConfigReader, key: str) -> str:
-    kind, older = inner.choice("rope_type", METHODS, None), inner.choice("type", METHODS, None)
+def _said(
+    inners: Mapping[str, ConfigReader | None], around: _Around, theta: float, methods: Mapping[str, str]
+) -> _Said:
+    """What the objects say, each with what stands around it; all of them the same. theta: where none says it."""
+    found: dict[str, _Said] = {}
+    for key, inner in inners.items():
+        if inner is None:
+            continue
+        kind = _kind(inner, key, methods)
+        inside = inner.take("rope_theta", float, None)
+        base = _agreed(f"{key}.rope_theta", inside, around.theta_key, around.theta)
+        found[key] = _Said(kind, theta if base is None else base, *_numbers(inner, key, kind, around))
+    said = list(found.values()) or [_Said("default", theta if around.theta is None else around.theta, {}, around.part)]
+    if said[0] != said[-1]:
+        refuse("rope_scaling", f"The config has {' and '.join(found)}, and they differ.", "Expected one.")
+    if said[0].theta <= 0:
+        what = f"The config has a {around.theta_key} of {said[0].theta}."
+        refuse(around.theta_key, what, "Expected a number above zero.")
+    return said[0]
+
+
+def _rope(
+    said: _Said, head_dim: int, max_positions: int, *, partial: float | None = None, interleaved: bool = False
+) -> Rope:
+    numbers = dict(said.numbers)
+    dim = head_dim if said.kind == "proportional" else _rotated(said.part, head_dim, partial)
+    _complete(said.kind, numbers, dim, max_positions)
+    return Rope(said.kind, float(said.theta), dim, interleaved, tuple(sorted(numbers.items())), max_positions)
+
+
+def _kind(inner: ConfigReader, key: str, methods: Mapping[str, str]) -> str:
+    names = [inner.choice(name, methods, None) for name in ("rope_type", "type")]
+    kind, older = (None if name is None else methods[name] for name in names)
     return _agreed(f"{key}.rope_type", kind, f"{key}.type", older) or "default"
 
 
@@ -106,26 +181,25 @@ def _rotated(part: float | None, head_dim: int, default: float | None) -> int:
             why = "This architecture rotates whole heads (1.0)."
             refuse("partial_rotary_factor", f"The config rotates {part} of each head.", why)
         return head_dim
-    dim = int(head_dim * (default if part is None else part))
+    part = default if part is None else part
+    dim = int(head_dim * part)
     if not 0 < dim <= head_dim or dim % 2:
         why = f"That is {dim} of {head_dim} dimensions; pairs of them are turned."
         refuse("partial_rotary_factor", f"The config rotates {part} of each head.", why)
     return dim
 
 
-def _numbers(
-    inner: ConfigReader, key: str, kind: str, *, partial: float | None, length: int | None
-) -> tuple[dict[str, Number], float | None]:
+def _numbers(inner: ConfigReader, key: str, kind: str, around: _Around) -> tuple[dict[str, Number], float | None]:
     """The method's numbers, and which part of a head is rotated (of `proportional` it is a number of the method)."""
     numbers: dict[str, Any] = {name: inner.take(name, *wanted) for name, wanted in METHODS[kind].items()}
     inside = inner.take("partial_rotary_factor", float, None)
-    rotated = _agreed(f"{key}.partial_rotary_factor", inside, "partial_rotary_factor", partial)
+    part = _agreed(f"{key}.partial_rotary_factor", inside, "partial_rotary_factor", around.part)
     if kind == "proportional":
-        numbers["partial_rotary_factor"], rotated = rotated, None
+        numbers["partial_rotary_factor"], part = part, None
     if "original_max_position_embeddings" in METHODS[kind]:
         name = "original_max_position_embeddings"
-        numbers[name] = _agreed(f"{key}.{name}", numbers[name], name, length)
-    return {name: tuple(v) if isinstance(v, list) else v for name, v in numbers.items() if v is not None}, rotated
+        numbers[name] = _agreed(f"{key}.{name}", numbers[name], name, around.length)
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in numbers.items() if v is not None}, part
 
 
 def _complete(kind: str, numbers: dict[str, Number], head_dim: int, max_positions: int) -> None:
