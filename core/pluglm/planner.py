@@ -120,7 +120,7 @@ class Planner:
             return found
         for provider in self.manager.registry.of(kind):
             reasons = self.reasons(provider, demand)
-            if kind in LOSSLESS and _loses(provider):
+            if kind in LOSSLESS and loses(provider):
                 reasons = (*reasons, "changes what is generated; works when named")
             if provider.facts is None and self._malformed(provider) is None:
                 reasons = (*reasons, "has no pluglm.json; works when named")
@@ -390,7 +390,7 @@ def _why(found: Candidates, provider: Provider, note: str) -> str:
     return f"{how}; {note}"
 
 
-def _loses(provider: Provider) -> bool:
+def loses(provider: Provider) -> bool:
     """Whether it says that it gives back other numbers than it was given, or not all of them."""
     facts = provider.facts or {}
     numerics, features = facts.get("numerics"), facts.get("features")

@@ -30,11 +30,10 @@ ROOT = Path(__file__).resolve().parents[2]
 KINDS = ("architecture", "attention", "cache", "decoding", "executor")
 
 
-@cache
-def manager() -> Manager:
+def providers() -> list[Provider]:
     """The first-party plugins of this repository, as their pyproject.toml and pluglm.json announce them."""
     found = []
-    for folder in sorted((ROOT / "plugins").glob("*/")):
+    for folder in sorted(path.parent for path in (ROOT / "plugins").glob("*/pyproject.toml")):
         project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
         manifest = folder / "src" / folder.name.replace("-", "_") / "pluglm.json"
         groups = {group: e for group, e in project.get("entry-points", {}).items() if GROUPS[group] in KINDS}
@@ -49,7 +48,13 @@ def manager() -> Manager:
                 found.append(
                     Provider(kind, name, project["name"], project["version"], target, where, known, str(manifest))
                 )
-    return Manager(Registry(found))
+    return found
+
+
+@cache
+def manager() -> Manager:
+    """These plugins and no others."""
+    return Manager(Registry(providers()))
 
 
 def load(folder: Path, *, attention: str = "eager", layout: str = "dynamic") -> LanguageModel:

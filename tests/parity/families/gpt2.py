@@ -33,8 +33,8 @@ VARIANTS: dict[str, Variant] = {
 
 
 def _scale_of_the_first_layer(program: DecoderProgram) -> DecoderProgram | None:
-    scale = program.attention_specs()[0].scale
-    return on(AttentionSpec, lambda spec: replace(spec, scale=scale))(program)
+    specs = program.attention_specs()
+    return on(AttentionSpec, lambda spec: replace(spec, scale=specs[0].scale))(program)
 
 
 KNOBS: dict[str, Knob] = {
