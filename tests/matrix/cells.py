@@ -14,18 +14,18 @@ import torch
 # Test folders are no packages (importlib mode), so modules beside this file and those of the parity tests are found so.
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "parity")]
 
-from kit import providers
-from programs import PROGRAMS, VOCAB, ProgramArchitecture, write_model
+from kit import providers  # noqa: E402
+from programs import PROGRAMS, VOCAB, ProgramArchitecture, write_model  # noqa: E402
 
-import pluglm
-from pluglm.errors import PlanError, PluglmError, UnsupportedRequestError
-from pluglm.lm import LanguageModel
-from pluglm.manager import Manager
-from pluglm.registry import Registry
-from pluglm.testing.isolation import fake_provider
+import pluglm  # noqa: E402
+from pluglm.errors import PlanError, PluglmError, UnsupportedRequestError  # noqa: E402
+from pluglm.lm import LanguageModel  # noqa: E402
+from pluglm.manager import Manager  # noqa: E402
+from pluglm.registry import Registry  # noqa: E402
+from pluglm.testing.isolation import fake_provider  # noqa: E402
 
 #: Lengths of the prompts of a batch, and tokens after them: together longer than windows, chunks and pages.
-PROMPTS, NEW = (17, 6), 24
+PROMPTS, NEW = (17, 6), 12
 STRATEGIES = {"greedy": {}, "sampling": {"do_sample": True, "temperature": 0.8, "top_k": 20, "seed": 5}}
 
 
@@ -71,13 +71,13 @@ def has_attention(layers: str) -> bool:
     return bool(PROGRAMS[layers].attention_specs())
 
 
-def cell(attention: str, layout: str, layers: str) -> Cell:
-    """Try one combination."""
+@cache
+def attempt(attention: str, layout: str, layers: str) -> tuple[Cell, LanguageModel | None]:
+    """Try one combination, once."""
     try:
-        load(attention, layout, layers)
+        return Cell(attention, layout, layers), load(attention, layout, layers)
     except (PlanError, UnsupportedRequestError) as error:
-        return Cell(attention, layout, layers, _reason(error))
-    return Cell(attention, layout, layers)
+        return Cell(attention, layout, layers, _reason(error)), None
 
 
 def cells() -> Iterator[Cell]:
@@ -85,7 +85,7 @@ def cells() -> Iterator[Cell]:
     for layers in PROGRAMS:
         for attention in names("attention") if has_attention(layers) else ["none"]:
             for layout in names("cache"):
-                yield cell(attention, layout, layers)
+                yield attempt(attention, layout, layers)[0]
 
 
 def prompts() -> list[list[int]]:

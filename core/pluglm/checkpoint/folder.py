@@ -66,7 +66,7 @@ class Checkpoint:
                 model=str(path),
                 path=str(self.path / "config.json"),
             )
-        self.config: dict[str, Any] = read_object(config)
+        self.config: dict[str, Any] = read_object(config, infinity=True)
         generation = self.file("generation_config.json")
         self.generation_config: dict[str, Any] | None = read_object(generation) if generation is not None else None
         self._headers = read_shards(self.path)

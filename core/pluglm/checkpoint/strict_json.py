@@ -56,13 +56,21 @@ def _finite(text: str) -> float:
     return value
 
 
-def parse_object(raw: bytes) -> dict[str, Any]:
+def _constant_or_infinity(text: str) -> Any:
+    return {"__float__": "Infinity"} if text == "Infinity" else _constant(text)
+
+
+def parse_object(raw: bytes, *, infinity: bool = False) -> dict[str, Any]:
     """Parse UTF-8 bytes that must hold one JSON object.
 
+    Args:
+        infinity: accept `Infinity`, as Transformers 4 wrote a limit that is none, and read it as 5 spells it:
+            {"__float__": "Infinity"}. So it never passes for a number where none was expected.
     Raises: JsonError with the reason, whatever is wrong with the bytes.
     """
+    constant = _constant_or_infinity if infinity else _constant
     try:
-        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_pairs, parse_constant=_constant, parse_float=_finite)
+        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_pairs, parse_constant=constant, parse_float=_finite)
     except JsonError:
         raise
     except UnicodeDecodeError as e:
@@ -76,9 +84,11 @@ def parse_object(raw: bytes) -> dict[str, Any]:
     return value
 
 
-def read_object(path: Path, *, max_bytes: int = _MAX_BYTES) -> dict[str, Any]:
+def read_object(path: Path, *, max_bytes: int = _MAX_BYTES, infinity: bool = False) -> dict[str, Any]:
     """Read a JSON file that must hold one object.
 
+    Args:
+        infinity: as in `parse_object`.
     Raises: ConfigError with `.path` if it cannot be read, is larger than `max_bytes` or is not strict JSON.
     """
     try:
@@ -101,7 +111,7 @@ def read_object(path: Path, *, max_bytes: int = _MAX_BYTES) -> dict[str, Any]:
             key=None,
         )
     try:
-        return parse_object(raw)
+        return parse_object(raw, infinity=infinity)
     except JsonError as e:
         raise ConfigError(
             f'"{path}" is not a JSON object as expected.',

@@ -9,7 +9,6 @@ from pluglm_blocks import OPS, OpKind
 from pluglm.contracts import (
     Branch,
     Embedding,
-    Experts,
     FeedForward,
     KVSlot,
     Layer,
@@ -35,8 +34,8 @@ def slot(toy, **changes):
 
 
 CASES = {
-    "layers.0.mlp: op 'experts' is not one of attention, feed_forward":
-        lambda t: t.program(only(Part("mlp", Experts(feed_forward(t), 4, 2))), slots=()),
+    f"layers.0.mlp: op 'nothing' is not one of {', '.join(OPS)}":
+        lambda t: t.program(only(Part("mlp", feed_forward(t, op="nothing"))), slots=()),
     "layers.0.mlp: activation 'gelo' is not one of silu, gelu, gelu_tanh, relu, relu2, quick_gelu":
         lambda t: t.program(only(Part("mlp", feed_forward(t, activation="gelo"))), slots=()),
     "layers.0.mlp: its hidden_size is 21, the model's 20":
@@ -125,8 +124,8 @@ def test_a_further_op_is_added_by_registering_it(toy, ids, monkeypatch):
         def forward(self, x, state):
             return torch.zeros_like(x)
 
-    monkeypatch.setitem(OPS, "experts", OpKind(lambda op, context: [], lambda op, context: Zero()))
-    made = toy.program(only(Part("mlp", Experts(feed_forward(toy), 4, 2))), slots=(), final_norm=None)
+    monkeypatch.setitem(OPS, "nothing", OpKind(lambda op, context: [], lambda op, context: Zero()))
+    made = toy.program(only(Part("mlp", feed_forward(toy, op="nothing"))), slots=(), final_norm=None)
     module = toy.build(made, attention=False)
     found = toy.run(module, ids).logits
     torch.testing.assert_close(found, module.head(module.embed(ids)))

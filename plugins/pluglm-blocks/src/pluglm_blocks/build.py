@@ -5,7 +5,7 @@ from __future__ import annotations
 from pluglm.contracts import DecoderProgram, ModelParts
 from pluglm.contracts.dtypes import torch_dtype
 from pluglm.errors import UnsupportedRequestError
-from pluglm_blocks import attention, feed_forward
+from pluglm_blocks import attention, experts, feed_forward, latent, state_space
 from pluglm_blocks.checks import program_refusals
 from pluglm_blocks.context import BuildContext, OpKind
 from pluglm_blocks.decoder import Decoder
@@ -14,7 +14,10 @@ from pluglm_blocks.pass_state import PassPlan
 #: Ops by the `op` field of their dataclass.
 OPS: dict[str, OpKind] = {
     "attention": OpKind(attention.refusals, attention.SelfAttention),
+    "experts": OpKind(experts.refusals, experts.build_experts),
     "feed_forward": OpKind(feed_forward.refusals, feed_forward.build_feed_forward),
+    "latent_attention": OpKind(latent.refusals, latent.LatentSelfAttention),
+    "state_space": OpKind(state_space.refusals, state_space.Mamba2Mixer),
 }
 
 

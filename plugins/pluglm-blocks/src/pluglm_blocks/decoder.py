@@ -42,6 +42,7 @@ class Decoder(nn.Module):
         self.head: nn.Module = (
             TiedHead(self.embed, head.bias, dtype) if head.tied else nn.Linear(C, V, bias=head.bias, dtype=dtype)
         )
+        self._read_as = dtype if context.program.float32_residual else None
         self.head_scale, self.softcap = None if head.scale == 1.0 else head.scale, head.softcap
         self._plan = context.plan
 
@@ -74,10 +75,12 @@ class Decoder(nn.Module):
             x = x * self.embed_scale
         if self.embed_positions is not None:
             x = x + self.embed_positions(real + self.position_offset)
-        return x if self.embed_norm is None else self.embed_norm(x)
+        x = x if self.embed_norm is None else self.embed_norm(x)
+        return x if self._read_as is None else x.float()
 
     def _final(self, x: Tensor) -> Tensor:
-        return x if self.norm is None else self.norm(x)
+        x = x if self.norm is None else self.norm(x)
+        return x if self._read_as is None else x.to(self._read_as)
 
     def _logits(self, x: Tensor) -> Tensor:
         """softcap(scale * head(x)), [B, kept, V] in the model's dtype. (Soft cap: Gemma 2, section 2.)"""

@@ -37,6 +37,7 @@ class Layer(nn.Module):
     def __init__(self, layer: LayerProgram, context: BuildContext) -> None:
         super().__init__()
         self._branches = layer.branches
+        self._read_as = context.dtype if context.program.float32_residual else None
         self._bound: tuple[tuple[float | None, tuple[_BoundPart, ...]], ...] = ()
         for part in (part for branch in layer.branches for part in branch.parts):
             if part.norm_in is not None:
@@ -49,6 +50,7 @@ class Layer(nn.Module):
         """[B, T, C] -> [B, T, C]."""
         for scale, parts in self._bound or self._bind():
             total: Tensor | None = None
+            residual, x = x, x if self._read_as is None else x.to(self._read_as)
             first = x  # what the first part reads
             for part in parts:
                 if part.share_norm_in:
@@ -65,7 +67,7 @@ class Layer(nn.Module):
                     h = h * part.scale_out
                 total = h if total is None else total + h
             assert total is not None  # a branch has parts: checked at build
-            x = x + total if scale is None else x + total * scale
+            x = residual + total if scale is None else residual + total * scale
         return x
 
     def __setattr__(self, name: str, value: Any) -> None:

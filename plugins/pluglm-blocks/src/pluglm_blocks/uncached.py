@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
 from torch import Tensor
 
-from pluglm.contracts import DenseView, KeyInfo, KVView, Step
+from pluglm.contracts import DenseView, KeyInfo, KVView, LatentSlot, LatentView, Slot, Step
 
 
 @dataclass(slots=True)
@@ -23,7 +24,10 @@ class UncachedStep:
 
 
 class Uncached:
-    """Stateless; one serves all passes. The signatures are `Cache`'s."""
+    """Stateless; one serves all passes of a model with these slots. The signatures are `Cache`'s."""
+
+    def __init__(self, slots: Sequence[Slot]) -> None:
+        self._latent = tuple(isinstance(slot, LatentSlot) for slot in slots)
 
     def begin(
         self,
@@ -38,8 +42,14 @@ class Uncached:
         return UncachedStep(count, KeyInfo(positions, count, dense, prefix_lengths, segments, segments))
 
     def append(self, slot: int, k: Tensor, v: Tensor, step: Step) -> KVView:
-        """The new keys and values are all there are."""
+        """The new keys and values are all there are; of a latent slot, the rotary keys and latents."""
+        if self._latent[slot]:
+            return cast("KVView", LatentView(latent=v, rope=k))
         return cast("KVView", DenseView(k, v))
+
+    def state(self, slot: int) -> dict[str, Tensor]:
+        """Nothing is kept: a layer with a state starts from zeros and writes it nowhere."""
+        return {}
 
     def commit(self, step: Step) -> None:
         """Nothing to count."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pluglm_blocks.reading.config import Config, refuse
 
 #: How Transformers 5 spells `Infinity`, which JSON does not have. `pluglm.checkpoint` reads 4's spelling as this.
@@ -13,7 +15,9 @@ def read_time_step_limit(reader: Config) -> tuple[float, float | None]:
 
     Raises: ConfigError unless it is two numbers, in order and not negative; the second may be infinite.
     """
-    limit = reader.take("time_step_limit", list, [0.0, _INFINITY])
+    limit: list[Any] = reader.take("time_step_limit", list, [0.0, _INFINITY])
+    low: Any
+    high: Any
     low, high = limit if len(limit) == 2 else (None, None)
     unlimited = high == _INFINITY or high == float("inf")
     numbers = [low] if unlimited else [low, high]
