@@ -149,8 +149,8 @@ BREAKS: dict[str, Break] = {
         "UnsupportedRequestError", ("it cannot.",), "refused: too wide; too deep",
     ),
     "other-api": Break(
-        lambda c: c.change(">=1.0,<2", ">=9.0,<10", file="pyproject.toml"), "IncompatiblePluginError",
-        ("needs API >=9.0,<10, have 1.0", "made for {kind} API 1.0"), "needs API >=9.0,<10, have 1.0", doctor=1,
+        lambda c: c.change('api = ">=', 'api = ">=9.0,>=', file="pyproject.toml"), "IncompatiblePluginError",
+        ("needs API >=9.0,", "have {api}", "made for {kind} API {api}"), "needs API >=9.0,", doctor=1,
     ),
     "malformed-manifest": Break(
         lambda c: c.manifest(lambda text: text[:-9]), "ManifestError", ("is malformed", "pluglm.json"),

@@ -11,7 +11,7 @@ import border_kit
 import breaks
 import pytest
 
-from pluglm import QuarantinedError, hookimpl
+from pluglm import QuarantinedError, hookimpl, kinds
 from pluglm.testing.isolation import fake_provider, isolated_manager
 
 KINDS = ("attention", "cache", "decoding")
@@ -57,7 +57,10 @@ def told(sites: dict[tuple[str, str], Path], site: Path, llama: Path) -> dict[st
 def filled(text: str, kind: str, name: str) -> str:
     victim = breaks.VICTIMS[kind]
     package = f"{victim.distribution}-{name}".replace("-", "_")
-    return text.replace("{hook}", victim.hook).replace("{package}", package).replace("{kind}", kind)
+    known = {"hook": victim.hook, "package": package, "kind": kind, "api": kinds.KINDS[kind].version}
+    for word, value in known.items():
+        text = text.replace("{" + word + "}", value)
+    return text
 
 
 @pytest.mark.parametrize(("kind", "name"), [*ROWS, *SPOTS])
