@@ -1,65 +1,36 @@
 """The forward contract of the field over any architecture and executor: `model(input_ids, attention_mask=…)`.
 
 Names, defaults and outputs are those that decoding methods and users rely on; the one addition is that nothing is
-swallowed: an unknown argument, or a mask that does not fit the cache, raises.
+swallowed: an unknown argument, or a mask that does not fit the cache, raises. Encoder-decoders have a contract of their
+own, in `pluglm.seq2seq`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from pluglm.contracts.model import ForwardInput, ModelDescription
-from pluglm.errors import ContextLengthError, InputError
+from pluglm.contracts.model import ForwardInput, ForwardOutput, ModelDescription
+from pluglm.errors import InputError
+from pluglm.outputs import CausalOutput
+from pluglm.passed import Passed, check_cache, check_length, unknown_argument
 
 if TYPE_CHECKING:
     from pluglm.contracts.cache import Cache, CacheLayout
     from pluglm.contracts.runtime import Executor
 
-
-class CausalOutput(Mapping[str, Any]):
-    """One forward pass's results, by attribute, key or index; what is None is not there by key or index.
-
-    Attributes:
-        logits: [B, T or fewer, V]. past_key_values: the cache, grown by T, or None.
-        hidden_states: L + 1 tensors [B, T, C], the first one the embeddings, or None.
-    """
-
-    __slots__ = ("hidden_states", "logits", "past_key_values")
-    FIELDS = ("logits", "past_key_values", "hidden_states")
-
-    def __init__(self, logits: Tensor, past_key_values: Cache | None, hidden_states: tuple[Tensor, ...] | None) -> None:
-        self.logits, self.past_key_values, self.hidden_states = logits, past_key_values, hidden_states
-
-    def to_tuple(self) -> tuple[Any, ...]:
-        """What is there, in order."""
-        return tuple(value for value in (getattr(self, name) for name in self.FIELDS) if value is not None)
-
-    def __getitem__(self, key: str | int | slice) -> Any:
-        if isinstance(key, str):
-            value = getattr(self, key) if key in self.FIELDS else None
-            if value is None:
-                raise KeyError(key)
-            return value
-        return self.to_tuple()[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return (name for name in self.FIELDS if getattr(self, name) is not None)
-
-    def __len__(self) -> int:
-        return len(self.to_tuple())
+__all__ = ["BuiltModel", "CausalLM", "CausalOutput"]
 
 
-class CausalLM(nn.Module):
-    """A built model, run by its executor. What strategies and Hub methods call `model`.
+class BuiltModel(nn.Module):
+    """A built model, run by its executor: what the contracts of decoder-only models and encoder-decoders share.
 
     Attributes:
         description: what the architecture said of the model. module: the built torch module.
-        layout: makes its caches. config: config.json as read. generation_config: the model's defaults.
+        layout: makes its caches. config: config.json as read. executor: runs the passes of the decoder.
     """
 
     main_input_name = "input_ids"
@@ -75,7 +46,7 @@ class CausalLM(nn.Module):
         self.description = description
         self.config = config
         self.executor = executor
-        self._run = executor.run
+        self._run: Callable[[ForwardInput], ForwardOutput] = executor.run
 
     @property
     def device(self) -> torch.device:
@@ -118,6 +89,28 @@ class CausalLM(nn.Module):
             inputs = ForwardInput(token_ids, positions, cache, logits_to_keep=logits_to_keep)
         return self._run(inputs).logits
 
+    def _inputs(
+        self, passed: Passed, cache: Cache | None, use_cache: bool | None, cache_position: Tensor | None,
+        logits_to_keep: int | Tensor, output_hidden_states: bool,
+    ) -> ForwardInput:  # fmt: skip
+        """One pass of the decoder, checked; its cache is a new one if the caller wants one and gave none."""
+        B, T = passed.shape(vocab_size=self.description.vocab_size, hidden_size=self.description.hidden_size)
+        if cache is None and use_cache:
+            cache = self.new_cache(batch_size=B, capacity=self.description.max_seq_len)
+        check_cache(cache, B, T, cache_position)
+        # A cache that streams keeps the distances within the context by itself, however long the text.
+        limit = None if cache is not None and cache.streams else self.description.max_seq_len
+        check_length((cache.length if cache is not None else 0) + T, limit)
+        positions, dense = passed.positions(cache, limit)
+        return ForwardInput(
+            passed.ids, positions, cache, embeds=passed.embeds, dense=dense, logits_to_keep=logits_to_keep,
+            output_hidden_states=output_hidden_states,
+        )  # fmt: skip
+
+
+class CausalLM(BuiltModel):
+    """A decoder-only model. What strategies and Hub methods call `model`."""
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -147,154 +140,16 @@ class CausalLM(nn.Module):
         Raises: InputError for what cannot be honoured, ContextLengthError if the model or the cache holds no more.
         """
         if unknown:
-            raise _unknown_argument(unknown)
-        if (input_ids is None) == (inputs_embeds is None):
-            raise InputError("give exactly one of input_ids and inputs_embeds.", argument="input_ids")
-        tokens = input_ids if input_ids is not None else inputs_embeds
-        assert tokens is not None
-        self._check_input(tokens, input_ids is not None)
-        B, T = tokens.shape[:2]
-        if T == 0 or B == 0:
-            raise InputError(
-                f"the input has shape {tuple(tokens.shape)}: there is no token to run.", argument="input_ids"
-            )
-        cache = past_key_values
-        if cache is None and use_cache:
-            cache = self.new_cache(batch_size=B, capacity=self.description.max_seq_len)
-        past = cache.length if cache is not None else 0
-        if cache is not None and cache.batch_size != B:
-            raise InputError(
-                f"the cache holds {cache.batch_size} rows, the input has {B}.",
-                fix="Make the cache for this batch, or use its `select` or `repeat`.",
-                argument="past_key_values",
-            )
-        if cache_position is not None and cache_position.tolist() != list(range(past, past + T)):
-            raise InputError(
-                f"cache_position must be the next cells, {past} to {past + T - 1}.",
-                why="a cache appends; it cannot write elsewhere.",
-                fix="Leave cache_position out, or crop the cache first.",
-                argument="cache_position",
-            )
-        self._check_length(past + T)
-        positions, dense = self._positions(attention_mask, position_ids, cache, B, T, tokens.device)
-        output = self._run(
-            ForwardInput(
-                input_ids, positions, cache, embeds=inputs_embeds, dense=dense, logits_to_keep=logits_to_keep,
-                output_hidden_states=output_hidden_states,
-            )
-        )  # fmt: skip
-        kept = cache if use_cache is not False else None
+            raise unknown_argument(unknown, _KNOWN)
+        passed = Passed(input_ids, inputs_embeds, attention_mask, position_ids)
+        inputs = self._inputs(passed, past_key_values, use_cache, cache_position, logits_to_keep, output_hidden_states)
+        output = self._run(inputs)
+        kept = inputs.cache if use_cache is not False else None
         result = CausalOutput(output.logits, kept, output.hidden_states)
         return result.to_tuple() if return_dict is False else result
-
-    def _check_input(self, tokens: Any, are_ids: bool) -> None:
-        C, V = self.description.hidden_size, self.description.vocab_size
-        if not isinstance(tokens, Tensor):
-            name = "input_ids" if are_ids else "inputs_embeds"
-            raise InputError(f"{name} is a {type(tokens).__name__}, not a tensor.",
-                             fix="Pass torch.tensor(…) of shape [B, T].", argument=name)  # fmt: skip
-        if are_ids and (tokens.ndim != 2 or tokens.is_floating_point() or tokens.dtype is torch.bool):
-            raise InputError(
-                f"input_ids has shape {tuple(tokens.shape)} and dtype {tokens.dtype}; it must be integers [B, T].",
-                fix="Pass one prompt as input_ids[None], embeddings as inputs_embeds.",
-                argument="input_ids",
-            )
-        if are_ids and tokens.device.type == "cpu" and tokens.numel():  # elsewhere the look would wait for the device
-            low, high = (int(i) for i in tokens.aminmax())
-            if low < 0 or high >= V:
-                raise InputError(
-                    f"input_ids holds {low if low < 0 else high}, which is outside the vocabulary of {V}.",
-                    fix="Use ids of this model's tokenizer; mark padding in attention_mask, with any valid id.",
-                    argument="input_ids",
-                )
-        if not are_ids and (tokens.ndim != 3 or tokens.shape[2] != C):
-            raise InputError(
-                f"inputs_embeds has shape {tuple(tokens.shape)}; it must be [B, T, {C}].", argument="inputs_embeds"
-            )
-
-    def _check_length(self, tokens: int) -> None:
-        limit = self.description.max_seq_len
-        if limit is not None and tokens > limit:
-            raise ContextLengthError(
-                f"{tokens} tokens are more than this model's context of {limit}.",
-                why="positions past it were never trained and cannot be told apart reliably.",
-                fix=f"Shorten the input to {limit} tokens, new ones included.",
-                tokens=tokens,
-                limit=limit,
-            )
-
-    def _positions(
-        self,
-        mask: Tensor | None,
-        position_ids: Tensor | None,
-        cache: Cache | None,
-        B: int,
-        T: int,
-        device: torch.device,
-    ) -> tuple[Tensor, bool]:
-        """Absolute positions [B, T], or [1, T] where all rows agree, and whether they are known to be dense."""
-        past = cache.length if cache is not None else 0
-        if mask is not None:
-            if mask.ndim != 2 or mask.shape[0] != B or mask.shape[1] != past + T:
-                raise InputError(
-                    f"attention_mask has shape {tuple(mask.shape)}; it must be [{B}, {past + T}].",
-                    why=f"the cache holds {past} cells and this call brings {T}; a mask of another width means that "
-                    "tokens are fed twice or lost.",
-                    fix="Feed only tokens that the cache does not hold yet, with a mask over all of them.",
-                    argument="attention_mask",
-                )
-            if bool(mask.all()) and (cache is None or cache.dense):
-                mask = None
-        if position_ids is not None:
-            if position_ids.ndim != 2 or position_ids.shape[1] != T or position_ids.shape[0] not in (1, B):
-                raise InputError(
-                    f"position_ids has shape {tuple(position_ids.shape)}; it must be [{B}, {T}] or [1, {T}].",
-                    argument="position_ids",
-                )
-            padding = mask[:, past:] == 0 if mask is not None else torch.zeros_like(position_ids, dtype=torch.bool)
-            if bool(((position_ids < 0) & ~padding).any()):
-                raise InputError("position_ids holds negative numbers.", fix="Mark padding in attention_mask.",
-                                 argument="position_ids")  # fmt: skip
-            self._check_length(int(position_ids.masked_fill(padding, -1).max()) + 1)
-            return (position_ids if mask is None else position_ids.expand(B, T).masked_fill(padding, -1)), False
-        if mask is not None:
-            real = mask != 0
-            if cache is not None and past:
-                _check_past(real[:, :past], cache)
-            counted = real.long().cumsum(1) - 1
-            return counted.masked_fill(~real, -1)[:, past:], False
-        if cache is not None:
-            return cache.next_positions(T), cache.dense
-        return torch.arange(T, device=device)[None], True
 
 
 _KNOWN = (
     "input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds", "use_cache", "cache_position",
     "logits_to_keep", "output_hidden_states", "return_dict",
 )  # fmt: skip
-
-
-def _check_past(real: Tensor, cache: Cache) -> None:
-    """The mask's past must mark as many tokens as each row of the cache holds. real: [B, cache length] bool."""
-    said = real.sum(1)
-    held = cache.next_positions(1)[:, 0].expand_as(said)
-    if bool((said != held).any()):
-        row = int((said != held).nonzero()[0])
-        raise InputError(
-            f"attention_mask marks {int(said[row])} tokens of row {row}'s past; its next position is {int(held[row])}.",
-            why="a cache knows which of its cells are padding; a later mask cannot hide or uncover any.",
-            fix="Repeat the mask under which these cells were fed, with new columns at its end, or leave it out; after "
-            "position_ids of your own, go on passing them.",
-            argument="attention_mask",
-        )  # fmt: skip
-
-
-def _unknown_argument(unknown: Mapping[str, Any]) -> InputError:
-    name = next(iter(unknown))
-    near = get_close_matches(name, _KNOWN, 1)
-    return InputError(
-        f"the model takes no argument {name!r}.",
-        why="an argument that is ignored changes results in silence.",
-        fix=(f"Did you mean {near[0]!r}? " if near else "") + f"It takes {', '.join(_KNOWN)}.",
-        argument=name,
-    )

@@ -12,7 +12,7 @@ from typing import Any
 
 from pluglm.contracts.decoding import GenerationConfig
 from pluglm.contracts.model import ModelDescription
-from pluglm.errors import ConfigError, InputError, PluglmError
+from pluglm.errors import ConfigError, ContextLengthError, InputError, PluglmError
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 #: Fields of `extra` that mean nothing unless tokens are drawn.
@@ -33,7 +33,7 @@ NEUTRAL_KEYS: Mapping[str, str] = {
     "output_attentions": "the shape of an answer is the caller's choice",
     "output_hidden_states": "the shape of an answer is the caller's choice",
     "trust_remote_code": "no code is taken from a model",
-    "decoder_start_token_id": "only encoder-decoder models start so",
+    "decoder_start_token_id": "only encoder-decoders start so; `decoder_start` reads it for them",
 }
 #: Values at which a field changes nothing.
 NEUTRAL_VALUES: Mapping[str, Any] = {
@@ -77,6 +77,35 @@ def defaults(
         return GenerationConfig().updated(**said)
     except (PluglmError, TypeError) as e:
         raise _senseless(getattr(e, "what", str(e)), getattr(e, "argument", None)) from e
+
+
+def decoder_start(
+    description: ModelDescription, file: Mapping[str, Any] | None, *, bos: int | None, call: Any = None
+) -> int:
+    """The token that an encoder-decoder's decoder begins with: the call's, else generation_config.json's, else
+    config.json's, else BOS.
+
+    Args:
+        bos: the BOS token by the files and the tokenizer. call: `decoder_start_token_id` of the call, or None.
+    Raises: InputError if nobody names one, or for a call's that makes no sense; ConfigError for a file's.
+    """
+    name, V = "decoder_start_token_id", description.vocab_size
+    said = (file or {}).get(name)
+    found = next((i for i in (call, said, description.decoder_start_token_id, bos) if i is not None), None)
+    if found is None:
+        raise InputError(
+            "nothing says which token this model's decoder begins with.",
+            why="neither generation_config.json nor config.json has decoder_start_token_id, and there is no BOS token.",
+            fix=f"Pass {name}=… (T5: the padding token), or add it to config.json.", argument=name,
+        )  # fmt: skip
+    if type(found) is not int or not 0 <= found < V:
+        why = f"{name}={found!r} is no id of this vocabulary of {V}."
+        raise (
+            InputError(why, fix="Pass the id of one token.", argument=name)
+            if call is not None
+            else _senseless(why, name)
+        )
+    return found
 
 
 def _senseless(why: str, key: str | None) -> ConfigError:
@@ -129,6 +158,45 @@ def for_call(base: GenerationConfig, call: Mapping[str, Any], honoured: frozense
     if sample is True and not any(getattr(result, name) is not None for name in SAMPLING):
         result = result.updated(temperature=1.0)
     return result
+
+
+def limited(config: GenerationConfig, prompt_tokens: int, limit: int | None) -> GenerationConfig:
+    """`config` with the number of new tokens filled in, and a pad token: any does, where the files name none.
+
+    Args:
+        prompt_tokens: that the new ones follow, of the longest row. limit: of both together; None: unbounded.
+    Raises: ContextLengthError if there is no room for them.
+    """
+    if config.pad_token_id is None:
+        config = config.updated(pad_token_id=(config.eos_token_id or (0,))[0])
+    room = limit - prompt_tokens if limit is not None else None
+    if room is not None and room <= 0:
+        raise ContextLengthError(
+            f"the prompt has {prompt_tokens} tokens, the model's context holds {limit}.",
+            why="there is no room for a new token; nothing is cut off in silence.",
+            fix=f"Shorten the prompt to fewer than {limit} tokens.",
+            tokens=prompt_tokens,
+            limit=limit,
+        )
+    new = config.max_new_tokens
+    if new is None and config.max_length is not None:
+        new = config.max_length - prompt_tokens
+        if new <= 0:
+            raise ContextLengthError(
+                f"max_length={config.max_length} leaves no room after a prompt of {prompt_tokens} tokens.",
+                fix="Raise max_length, or use max_new_tokens.",
+                tokens=prompt_tokens,
+                limit=config.max_length,
+            )
+    if new is None:
+        return config.updated(max_new_tokens=min(DEFAULT_NEW_TOKENS, room) if room is not None else DEFAULT_NEW_TOKENS)
+    if room is not None and new > room:
+        raise ContextLengthError(
+            f"{prompt_tokens} prompt tokens and {new} new ones are more than the model's context of {limit}.",
+            fix=f"Ask for at most {room} new tokens, or shorten the prompt.",
+            tokens=prompt_tokens + new, limit=limit,
+        )  # fmt: skip
+    return config
 
 
 def choosing_fields(config: GenerationConfig) -> tuple[str, ...]:

@@ -15,13 +15,15 @@ from pluglm.contracts.cache import Cache
 from pluglm.contracts.decoding import DecodingStrategy, FinishReason, GenerationConfig, GenerationOutput
 from pluglm.contracts.quantizer import Quantizer, QuantizerRequest
 from pluglm.contracts.text import Tokenizer
-from pluglm.errors import ContextLengthError, InputError, PlanError
+from pluglm.errors import InputError, PlanError
+from pluglm.fingerprint import fingerprint
 from pluglm.forward import CausalLM
-from pluglm.generation import DEFAULT_NEW_TOKENS, choosing_fields, defaults, for_call
+from pluglm.generation import choosing_fields, decoder_start, defaults, for_call, limited
 from pluglm.manager import Manager
 from pluglm.plan import Choice, Plan
 from pluglm.planner import AUTO, Demand, Planner, Wanted, wish
-from pluglm.prompts import Prompts, pad_left, read_prompts
+from pluglm.prompts import Prompts, pad_behind, pad_left, read_prompts
+from pluglm.seq2seq import Seq2SeqLM
 from pluglm.streaming import stream_tokens
 from pluglm.text_stream import TextStream, cut_at_stop
 
@@ -33,7 +35,7 @@ class Completion:
     Attributes:
         text: of the new tokens, cut before a stop string; "" for a model without a tokenizer.
         token_ids: the new tokens. num_prompt_tokens: before them, padding not counted.
-        finish_reason: "eos", "length", "stop" or "cancelled".
+        finish_reason: "eos", "length" or "stop" (a stop string or a criterion); None: the strategy does not say.
         logprobs: of the new tokens, if asked for with `return_logprobs=True`.
     """
 
@@ -49,13 +51,14 @@ class LanguageModel:
 
     Attributes:
         plan: what was chosen, from which package, and why.
-        model: the forward contract, `model(input_ids, past_key_values=…, use_cache=True)`.
+        model: the forward contract, `model(input_ids, past_key_values=…, use_cache=True)`; of an encoder-decoder,
+            `model(input_ids, decoder_input_ids=…)`.
         tokenizer: text <-> ids; None for a model without one.
         generation: the model's own generation settings.
     """
 
     plan: Plan
-    model: CausalLM
+    model: CausalLM | Seq2SeqLM
     tokenizer: Tokenizer | None
     generation: GenerationConfig
 
@@ -71,9 +74,8 @@ class LanguageModel:
         self.plan = built.plan
         self.tokenizer = parts.tokenizer
         t = self.tokenizer
-        self.model = CausalLM(
-            built.module, built.executor, parts.layout, context.description, context.checkpoint.config
-        )
+        facade = Seq2SeqLM if context.description.is_encoder_decoder else CausalLM
+        self.model = facade(built.module, built.executor, parts.layout, context.description, context.checkpoint.config)
         self.generation = defaults(
             context.description, context.checkpoint.generation_config,
             eos=t.eos_token_id if t else None, bos=t.bos_token_id if t else None, pad=t.pad_token_id if t else None,
@@ -93,7 +95,8 @@ class LanguageModel:
             prompt: a text, messages ({"role": …, "content": …}), token ids, or a list of any of these.
             **settings: fields of GenerationConfig (max_new_tokens, temperature, seed, stop_strings, …), do_sample,
                 `decoding` (a strategy for this call), past_key_values, use_cache, logits_processor, stopping_criteria,
-                and what the strategy knows.
+                and what the strategy knows. For an encoder-decoder also decoder_start_token_id; the prompt is its
+                encoder's input, and limits and penalties are about the decoder's tokens.
         Returns: the new text; a list for a list of prompts or several sequences each.
         Raises: InputError, ContextLengthError, PlanError.
         """
@@ -104,7 +107,7 @@ class LanguageModel:
         """As `generate`, with token ids, finish reason and log-probabilities."""
         call = self._prepare(prompt, settings)
         with torch.no_grad():
-            output = call.strategy(self.model, call.input_ids, **call.arguments)
+            output = call.strategy(self._decoder(call), call.input_ids, **call.arguments)
         done = self._completions(output, call)
         return done[0] if call.prompts.single and len(done) == 1 else done
 
@@ -126,7 +129,7 @@ class LanguageModel:
         return self._pieces(call, text, eos)
 
     def _pieces(self, call: _Call, text: TextStream, silent: frozenset[int]) -> Iterator[str]:
-        for token_id in stream_tokens(call.strategy, self.model, call.input_ids, call.arguments):
+        for token_id in stream_tokens(call.strategy, self._decoder(call), call.input_ids, call.arguments):
             if token_id not in silent and (piece := text.push(token_id)):
                 yield piece
         if piece := text.finish():
@@ -135,6 +138,16 @@ class LanguageModel:
     def new_cache(self, *, batch_size: int = 1, capacity: int | None = None) -> Any:
         """An empty cache of the planned layout, to keep between calls: `generate(ids, past_key_values=cache)`."""
         return self.model.new_cache(batch_size=batch_size, capacity=capacity)
+
+    def fingerprint(self) -> str:
+        """A name for what this model computes, 64 hex digits: for `cache.save(path, fingerprint=…)` and prefix stores.
+
+        Equal wherever weights, config and dtype are equal, on any device; another one as soon as a bit of a weight
+        differs. Reads every weight: about a second for each 1 to 2 GB and core. Ask once, and again after a change.
+        """
+        quantizer = self.plan["quantizer"]
+        packing = repr((quantizer.provider, quantizer.variant, quantizer.options))
+        return fingerprint(self.model.module, self.plan.fingerprint, self.plan.dtype, packing)
 
     def quantize(self, quantizer: str, *, skip: tuple[str, ...] = (), options: Mapping[str, Any] = {}) -> int:
         """Pack the linear layers of this loaded model, one at a time. Returns how many were replaced.
@@ -195,6 +208,15 @@ class LanguageModel:
         choices = tuple(changed if c.kind == changed.kind else c for c in self.plan.choices)
         self.plan = replace(self.plan, choices=choices)
 
+    def _decoder(self, call: _Call) -> CausalLM:
+        """What the call's strategy runs. The encoder of an encoder-decoder is run here, once."""
+        if call.source is None:
+            assert isinstance(self.model, CausalLM)
+            return self.model
+        assert isinstance(self.model, Seq2SeqLM)
+        with torch.no_grad():
+            return self.model.conditioned(*call.source)
+
     def _need_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
             raise InputError(
@@ -212,6 +234,8 @@ class LanguageModel:
         }
         model_kwargs: dict[str, Any] = {k: settings.pop(k) for k in ("past_key_values", "use_cache") if k in settings}
         _check_passed(passed, model_kwargs.get("past_key_values"))
+        seq2seq = self._context.description.is_encoder_decoder
+        start = settings.pop("decoder_start_token_id", None) if seq2seq else None
         named = settings.pop("decoding", None)
         wanted = wish("decoding", named) if named is not None else self._decoding
         honoured = None
@@ -222,13 +246,46 @@ class LanguageModel:
         prompts = read_prompts(
             prompt, self.tokenizer, vocab_size=self._context.description.vocab_size, bos_token_id=config.bos_token_id
         )
-        config = self._limits(config, max(map(len, prompts.rows)))
-        if config.pad_token_id is None:
-            config = config.updated(pad_token_id=(config.eos_token_id or (0,))[0])
-        input_ids, mask = pad_left(prompts.rows, config.pad_token_id or 0, self.model.device)
+        if seq2seq:
+            return self._seq2seq_call(strategy, prompts, config, start, passed, model_kwargs)
+        config = limited(config, max(map(len, prompts.rows)), self._room(model_kwargs))
+        pad, cache = config.pad_token_id or 0, model_kwargs.get("past_key_values")
+        if cache is None:
+            input_ids, mask = pad_left(prompts.rows, pad, self.model.device)
+        else:
+            input_ids, mask = pad_behind(prompts.rows, cache, pad, self.model.device)
         if mask is not None:
             model_kwargs["attention_mask"] = mask
         return _Call(strategy, prompts, input_ids, config, {**passed, **model_kwargs, "generation_config": config})
+
+    def _room(self, model_kwargs: Mapping[str, Any]) -> int | None:
+        """Tokens that a prompt and its completion may have together; None: any number, as with a cache that streams."""
+        cache = model_kwargs.get("past_key_values")
+        keeps = cache if cache is not None else self.model.layout
+        if keeps is not None and keeps.streams and model_kwargs.get("use_cache") is not False:
+            return None
+        return self._context.description.max_seq_len
+
+    def _seq2seq_call(
+        self, strategy: DecodingStrategy, prompts: Prompts, config: GenerationConfig, start: Any,
+        passed: Mapping[str, Any], model_kwargs: Mapping[str, Any],
+    ) -> _Call:  # fmt: skip
+        """A call whose prompts are the encoder's; the strategy's own is one token a row. start: as the caller said."""
+        file = self._context.checkpoint.generation_config
+        first = decoder_start(self._context.description, file, bos=config.bos_token_id, call=start)
+        cache = model_kwargs.get("past_key_values")
+        assert isinstance(self.model, Seq2SeqLM)
+        if cache is not None and (cache.length or self.model.held(cache) is not None):
+            raise InputError(
+                f"the given cache is in use: it holds {cache.length} cells of a decoder, and its encoder's input.",
+                why="an encoder-decoder begins a new text for each prompt; there is nothing to continue.",
+                fix="Call its reset(), or leave past_key_values out.", argument="past_key_values",
+            )  # fmt: skip
+        config = limited(config, 1, self._context.description.max_seq_len)
+        source = pad_left(prompts.rows, config.pad_token_id or 0, self.model.device)
+        input_ids = torch.full((len(prompts.rows), 1), first, device=self.model.device)
+        arguments = {**passed, **model_kwargs, "generation_config": config}
+        return _Call(strategy, prompts, input_ids, config, arguments, source)
 
     def _strategy(self, wanted: Wanted, fields: Sequence[str]) -> DecodingStrategy:
         """The strategy of a call, built once for each provider."""
@@ -246,40 +303,6 @@ class LanguageModel:
                     planner.excluded[e.provider] = e.reason
                     continue
             return self._strategies[key]
-
-    def _limits(self, config: GenerationConfig, prompt_tokens: int) -> GenerationConfig:
-        """`config` with the number of new tokens filled in, checked against the context."""
-        limit = self._context.description.max_seq_len
-        room = limit - prompt_tokens if limit is not None else None
-        if room is not None and room <= 0:
-            raise ContextLengthError(
-                f"the prompt has {prompt_tokens} tokens, the model's context holds {limit}.",
-                why="there is no room for a new token; nothing is cut off in silence.",
-                fix=f"Shorten the prompt to fewer than {limit} tokens.",
-                tokens=prompt_tokens,
-                limit=limit,
-            )
-        new = config.max_new_tokens
-        if new is None and config.max_length is not None:
-            new = config.max_length - prompt_tokens
-            if new <= 0:
-                raise ContextLengthError(
-                    f"max_length={config.max_length} leaves no room after a prompt of {prompt_tokens} tokens.",
-                    fix="Raise max_length, or use max_new_tokens.",
-                    tokens=prompt_tokens,
-                    limit=config.max_length,
-                )
-        if new is None:
-            return config.updated(
-                max_new_tokens=min(DEFAULT_NEW_TOKENS, room) if room is not None else DEFAULT_NEW_TOKENS
-            )
-        if room is not None and new > room:
-            raise ContextLengthError(
-                f"{prompt_tokens} prompt tokens and {new} new ones are more than the model's context of {limit}.",
-                fix=f"Ask for at most {room} new tokens, or shorten the prompt.",
-                tokens=prompt_tokens + new, limit=limit,
-            )  # fmt: skip
-        return config
 
     def _completions(self, output: GenerationOutput | torch.Tensor, call: _Call) -> list[Completion]:
         width = call.input_ids.shape[1]
@@ -301,13 +324,19 @@ class LanguageModel:
 
 @dataclass(frozen=True)
 class _Call:
-    """One call of `generate`, ready to run. arguments: keyword arguments of the strategy."""
+    """One call of `generate`, ready to run.
+
+    Attributes:
+        input_ids: [B, T] what the strategy continues. arguments: keyword arguments of the strategy.
+        source: token ids [B, Te] and mask of an encoder's input, or None.
+    """
 
     strategy: DecodingStrategy
     prompts: Prompts
     input_ids: torch.Tensor
     config: GenerationConfig
     arguments: dict[str, Any]
+    source: tuple[torch.Tensor, torch.Tensor | None] | None = None
 
 
 def _check_passed(passed: Mapping[str, Any], cache: Any) -> None:

@@ -11,6 +11,7 @@ from pluglm.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from pluglm.contracts.cache import Cache
     from pluglm.contracts.text import Tokenizer
 
 Prompt = "str | Sequence[str] | Sequence[Mapping[str, Any]] | Sequence[int] | Sequence[Sequence[int]] | Tensor"
@@ -51,16 +52,43 @@ def read_prompts(prompt: Any, tokenizer: Tokenizer | None, *, vocab_size: int, b
     return Prompts(rows, single)
 
 
-def pad_left(rows: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[Tensor, Tensor | None]:
-    """token ids [B, T] int64 padded on the left, and the mask [B, T]; None where no row needs padding."""
+def pad_left(
+    rows: Sequence[Sequence[int]], pad: int, device: Any, *, width: int | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """token ids [B, T] int64 padded on the left, and the mask [B, T]; None where no row needs padding.
+
+    Args:
+        width: T. None: of the longest row.
+    """
     import torch
 
-    width = max(map(len, rows))
-    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], dtype=torch.long)
-    if all(len(row) == width for row in rows):
+    T = max(map(len, rows)) if width is None else width
+    ids = torch.tensor([[pad] * (T - len(row)) + list(row) for row in rows], dtype=torch.long)
+    if all(len(row) == T for row in rows):
         return ids.to(device), None
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], dtype=torch.long)
+    mask = torch.tensor([[0] * (T - len(row)) + [1] * len(row) for row in rows], dtype=torch.long)
     return ids.to(device), mask.to(device)
+
+
+def pad_behind(rows: Sequence[Sequence[int]], cache: Cache, pad: int, device: Any) -> tuple[Tensor, Tensor | None]:
+    """As `pad_left`, for rows whose first tokens a cache holds: what is new stands behind its cells in every row.
+
+    Rows of a batch that is continued have grown by different numbers of tokens, so padding is needed between what is
+    held and what is new as well. A cache asks only that each row's past has as many tokens as it holds.
+    """
+    import torch
+
+    held = [cache.length] * len(rows) if cache.dense else cache.next_positions(1)[:, 0].tolist()
+    # Another batch's cache, positions of the caller's own, or nothing new: the strategy refuses these.
+    fits = len(held) == len(rows) == cache.batch_size and all(0 <= n <= cache.length for n in held)
+    if not cache.length or not fits or not any(len(row) > n for row, n in zip(rows, held, strict=True)):
+        return pad_left(rows, pad, device)
+    past = pad_left([row[:n] for row, n in zip(rows, held, strict=True)], pad, device, width=cache.length)
+    new = pad_left([row[n:] for row, n in zip(rows, held, strict=True)], pad, device)
+    ids = torch.cat((past[0], new[0]), dim=1)
+    if past[1] is None and new[1] is None:
+        return ids, None
+    return ids, torch.cat([torch.ones_like(part) if mask is None else mask for part, mask in (past, new)], dim=1)
 
 
 def _is_batch(prompt: Any) -> bool:

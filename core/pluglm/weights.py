@@ -7,6 +7,7 @@ replaced one by one, so that never more than one of them is held in full precisi
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pluglm.contracts.dtypes import torch_dtype
 from pluglm.contracts.quantizer import Quantizer
 from pluglm.contracts.text import Checkpoint
 from pluglm.contracts.weights import WeightMap, WeightRule
@@ -113,6 +115,7 @@ def load_weights(
         track: wraps the iteration to show progress.
     Raises: CheckpointError before any tensor is read, if names, shapes or dtypes do not fit.
     """
+    weights = _in_layout(weights, checkpoint.tensors)
     replace = quantized_layers(module, quantizer, skip) if quantizer is not None else {}
     stored: dict[str, dict[str, str]] = {}
     if packed and quantizer is not None:
@@ -156,7 +159,8 @@ def load_weights(
     def fill(a: Assignment) -> None:  # a function, so that nothing of one layer is alive when the next is read
         for target, tensor in zip(a.rule.targets, _read(a, checkpoint), strict=True):
             if target in parameters:
-                put(target, tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None))
+                wanted = dtype if a.rule.dtype is None else torch_dtype(a.rule.dtype)
+                put(target, tensor.to(device=device, dtype=wanted if tensor.is_floating_point() else None))
             else:
                 _check_tied(a.rule, tensor, module, checkpoint)
 
@@ -201,6 +205,7 @@ def export_weights(
     module: nn.Module, weights: WeightMap, quantizer: Quantizer | None = None
 ) -> Iterator[tuple[str, Tensor]]:
     """The module's tensors under their checkpoint names, one rule at a time: the inverse of `load_weights`."""
+    weights = _in_layout(weights, ())
     parameters = {name: module.get_parameter(name) for name in _parameter_names(module, weights)}
     modules = dict(module.named_modules())
     places = _packed_places(weights)
@@ -279,7 +284,22 @@ def _module_of(parameter: str) -> str:
     return parameter.rpartition(".")[0]
 
 
-def _prefix(weights: WeightMap, names: Mapping[str, Any]) -> str:
+def _in_layout(weights: WeightMap, names: Collection[str]) -> WeightMap:
+    """The map without the rules of other layouts than this file's: the one with most tensors here, else the first."""
+    layouts = dict.fromkeys(rule.layout for rule in weights.rules if rule.layout is not None)
+    if not layouts:
+        return weights
+    spelled = _prefix(weights, names)
+
+    def hits(layout: str) -> int:
+        sources = chain.from_iterable(rule.sources for rule in weights.rules if rule.layout == layout)
+        return sum(_strip(source, weights.prefixes[0], spelled) in names for source in sources)
+
+    best = max(layouts, key=hits)
+    return dataclasses.replace(weights, rules=tuple(r for r in weights.rules if r.layout in (None, best)))
+
+
+def _prefix(weights: WeightMap, names: Collection[str]) -> str:
     """Which spelling of the optional prefix this file uses: the one under which most rules find their sources."""
     first = weights.prefixes[0]
 

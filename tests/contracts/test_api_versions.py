@@ -27,6 +27,7 @@ c = contracts
 BORDER: dict[str, tuple[Any, ...]] = {
     "architecture": (
         hookspecs.ArchitectureHooks, c.ModelModule, c.ModelDescription, c.ModelParts, c.ForwardInput, c.ForwardOutput,
+        c.EncoderDecoderModule, c.EncoderInput, c.EncoderOutput,
         c.DecoderProgram, c.Embedding, c.Layer, c.Branch, c.Part, c.Attention, c.LatentAttention, c.StateSpace,
         c.FeedForward, c.Experts, c.Norm, c.Rope, c.Head, c.WeightMap, c.WeightRule, c.Transform, c.Split, c.Stack,
         c.SplitGroups, c.Transpose, c.Chain,

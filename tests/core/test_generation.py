@@ -8,7 +8,7 @@ import pytest
 
 from pluglm.contracts import GenerationConfig, ModelDescription, WeightMap
 from pluglm.errors import ConfigError, InputError
-from pluglm.generation import NEUTRAL_KEYS, NEUTRAL_VALUES, choosing_fields, defaults, for_call
+from pluglm.generation import NEUTRAL_KEYS, NEUTRAL_VALUES, choosing_fields, decoder_start, defaults, for_call
 
 
 def description(**said: Any) -> ModelDescription:
@@ -242,3 +242,37 @@ def test_what_the_call_itself_says_is_not_cleared_so_that_the_strategy_can_refus
 def test_special_tokens_choose_no_strategy() -> None:
     config = GenerationConfig(eos_token_id=(1,), bos_token_id=2, pad_token_id=3, top_k=4, extra={"b": 1, "a": 2})
     assert choosing_fields(config) == ("a", "b", "top_k")
+
+
+# The token that an encoder-decoder's decoder begins with
+
+
+def test_the_start_token_comes_from_the_first_who_names_it() -> None:
+    said = description(decoder_start_token_id=3)
+    file = {"decoder_start_token_id": 0}
+    assert decoder_start(said, file, bos=5, call=7) == 7
+    assert decoder_start(said, file, bos=5) == 0
+    assert decoder_start(said, {"decoder_start_token_id": None}, bos=5) == 3
+    assert decoder_start(description(), None, bos=5) == 5
+
+
+def test_without_a_start_token_there_is_nothing_to_begin_with() -> None:
+    with pytest.raises(InputError) as caught:
+        decoder_start(description(), None, bos=None)
+    assert caught.value.what == "nothing says which token this model's decoder begins with."
+    assert "generation_config.json nor config.json" in caught.value.why
+    assert (
+        caught.value.fix.startswith("Pass decoder_start_token_id=…")
+        and caught.value.argument == "decoder_start_token_id"
+    )
+
+
+@pytest.mark.parametrize("wrong", [11, -1, True, "0", [0, 1]])
+def test_a_start_token_is_an_id_of_the_vocabulary(wrong: Any) -> None:
+    with pytest.raises(InputError) as caught:
+        decoder_start(description(), None, bos=1, call=wrong)
+    assert caught.value.what == f"decoder_start_token_id={wrong!r} is no id of this vocabulary of 11."
+    assert caught.value.argument == "decoder_start_token_id"
+    with pytest.raises(ConfigError) as found:
+        decoder_start(description(), {"decoder_start_token_id": wrong}, bos=1)
+    assert f"decoder_start_token_id={wrong!r}" in found.value.why and found.value.key == "decoder_start_token_id"

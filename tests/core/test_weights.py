@@ -670,3 +670,79 @@ def test_a_stack_of_matrices_is_transposed_one_by_one() -> None:
     (found,) = Transpose().apply([stacked])
     assert torch.equal(found[1], stacked[1].T)
     assert Transpose().shapes([(3, 4, 5)]) == [(3, 5, 4)]
+
+
+class Experts(nn.Module):
+    """E experts' matrices in one parameter, and a router."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(C, E)
+        self.up = nn.Parameter(torch.empty(E, F, C))
+        self.gate = nn.Parameter(torch.empty(E, F, C))
+
+
+def one_by_one_or_fused() -> WeightMap:
+    table = {"model.router.weight": "router.weight", "model.router.bias": "router.bias"}
+    each = [
+        WeightRule(tuple(f"model.{j}.{name}" for j in range(E)), (f"{name}",), Stack(), layout="each")
+        for name in ("up", "gate")
+    ]
+    fused = WeightRule(("model.gate_up",), ("gate", "up"), Split((F, F), dim=1), layout="fused")
+    return WeightMap((*rules(table), *each, fused), prefixes=("model.", ""))
+
+
+def in_both_layouts() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    torch.manual_seed(0)
+    router = {"model.router.weight": torch.randn(E, C), "model.router.bias": torch.randn(E)}
+    gate_up = torch.randn(E, 2 * F, C)
+    gate, up = torch.split(gate_up, F, dim=1)
+    each = {f"model.{j}.{name}": t[j] for j in range(E) for name, t in (("up", up), ("gate", gate))}
+    return {**router, **each}, {**router, "model.gate_up": gate_up}
+
+
+@pytest.mark.parametrize("prefix", ["model.", ""])
+def test_a_file_is_read_in_the_layout_that_it_has_and_written_in_the_first(prefix: str) -> None:
+    each, fused = in_both_layouts()
+    weights, modules = one_by_one_or_fused(), []
+    for held in (each, fused):
+        spelled = {prefix + name.removeprefix("model."): tensor for name, tensor in held.items()}
+        modules.append(fill(on_meta(Experts), weights, FakeCheckpoint(spelled)))
+    assert modules[0].state_dict().keys() == modules[1].state_dict().keys()
+    for name, tensor in modules[0].state_dict().items():
+        assert torch.equal(tensor, modules[1].state_dict()[name])
+    assert torch.equal(modules[0].get_parameter("gate"), fused["model.gate_up"][:, :F])
+    for module in modules:
+        written = dict(export_weights(module, weights))
+        assert written.keys() == each.keys()
+        assert all(torch.equal(written[name], tensor) for name, tensor in each.items())
+
+
+def test_a_missing_tensor_of_the_files_own_layout_is_named_and_not_those_of_the_others() -> None:
+    each, fused = in_both_layouts()
+    del each["model.1.up"]
+    assert refusal(one_by_one_or_fused(), FakeCheckpoint(each), on_meta(Experts)).missing == ("model.1.up",)
+    del fused["model.router.bias"]
+    assert refusal(one_by_one_or_fused(), FakeCheckpoint(fused), on_meta(Experts)).missing == ("model.router.bias",)
+
+
+def test_tensors_in_two_layouts_at_once_are_refused() -> None:
+    each, fused = in_both_layouts()
+    error = refusal(one_by_one_or_fused(), FakeCheckpoint({**each, **fused}), on_meta(Experts))
+    assert error.surplus == ("model.gate_up",)
+
+
+def test_a_file_in_no_layout_lacks_the_tensors_of_the_first() -> None:
+    router = {name: t for name, t in in_both_layouts()[0].items() if "router" in name}
+    error = refusal(one_by_one_or_fused(), FakeCheckpoint(router), on_meta(Experts))
+    assert error.missing == ("model.0.up", "model.1.up", "model.2.up", "model.0.gate", "model.1.gate", "model.2.gate")
+
+
+def test_a_rule_may_keep_a_wider_dtype_than_the_models() -> None:
+    wide = 5 + torch.rand(E) / 64  # differ from each other by less than bfloat16 can say
+    weights = WeightMap((WeightRule(("w",), ("weight",)), WeightRule(("b",), ("bias",), dtype="float32")))
+    held = FakeCheckpoint({"w": torch.randn(E, C), "b": wide})
+    module = fill(on_meta(lambda: nn.Linear(C, E)), weights, held, dtype=torch.bfloat16)
+    assert module.get_parameter("weight").dtype == torch.bfloat16
+    assert torch.equal(module.get_parameter("bias"), wide)
+    assert dict(export_weights(module, weights))["b"].dtype == torch.float32

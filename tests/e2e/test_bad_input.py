@@ -85,7 +85,7 @@ FILES: dict[str, Row] = {
     "model_type is a number": (config(model_type=7), ConfigError, ("model_type is 7", "To do")),
     "model_type has a typo": (
         config(model_type="lama"), PluginNotFoundError,
-        ("no installed plugin reads model_type 'lama'", "installed architectures: granite, llama", "pluglm.architectures")),
+        ("no installed plugin reads model_type 'lama'", "installed architectures: ", "granite, llama", "pluglm.architectures")),
     "model_type names a repository": (
         config(model_type="evil/repo"), PluginNotFoundError, ("model_type 'evil/repo'", "nothing is fetched")),
     "model_type names another provider's id": (

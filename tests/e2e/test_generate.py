@@ -14,7 +14,6 @@ import torch
 import pluglm
 from pluglm import InputError, Plan, PlanError
 from pluglm.lm import Completion
-from pluglm.registry import Registry
 
 CHAT = [{"role": "user", "content": "hello world"}]
 LONGER = [*CHAT, {"role": "assistant", "content": "fine !"}, {"role": "user", "content": "and the cat ?"}]
@@ -234,36 +233,6 @@ def test_a_kept_cache_of_several_rows(lm: pluglm.LanguageModel) -> None:
     first = many(lm.complete(rows, past_key_values=cache, max_new_tokens=4))
     rows = [[*row, *c.token_ids, 33] for row, c in zip(rows, first, strict=True)]
     assert lm.complete(rows, past_key_values=cache, max_new_tokens=4) == lm.complete(rows, max_new_tokens=4)
-
-
-PAIRS = [
-    (attention.name, cache.name) for attention in Registry.installed().of("attention")
-    for cache in Registry.installed().of("cache")
-]  # fmt: skip
-
-
-def share_a_view(attention: str, cache: str) -> bool:
-    views = []
-    for kind, name in (("attention", attention), ("cache", cache)):
-        provider, _ = Registry.installed().find(kind, name)
-        views.append(set((provider.facts or {}).get("views", ())))
-    return bool(views[0] & views[1])
-
-
-@pytest.mark.parametrize(("attention", "cache"), PAIRS)
-def test_every_cache_and_attention_pair_gives_the_same_tokens(
-    folder: Path, lm: pluglm.LanguageModel, attention: str, cache: str
-) -> None:
-    rows = [list(IDS), [8], [40, 41, 42, 43, 44, 45, 46, 47, 48]]
-    if not share_a_view(attention, cache):
-        with pytest.raises(PlanError, match=r"fit together[\s\S]*Combinations that work"):
-            pluglm.explain(folder, attention=attention, cache=cache)
-        return
-    expected = lm.complete(rows, max_new_tokens=24, use_cache=False)
-    other = pluglm.load(folder, attention=attention, cache=cache)
-    assert other.complete(rows, max_new_tokens=24) == expected
-    assert other.complete(rows, max_new_tokens=24, use_cache=False) == expected
-    assert [other.complete(row, max_new_tokens=24) for row in rows] == expected
 
 
 def test_a_loop_by_hand_is_what_generate_does(lm: pluglm.LanguageModel) -> None:

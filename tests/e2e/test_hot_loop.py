@@ -24,7 +24,7 @@ from pluglm.registry import Registry
 TOKENS, WARM_UP = 100, 5
 CORE = Path(pluglm.__file__).parent
 #: The modules of the core that may run for a token; every other one is control plane.
-DATA_PLANE = {"forward", "streaming", "text_stream", "lm", "errors"}
+DATA_PLANE = {"forward", "outputs", "passed", "seq2seq", "streaming", "text_stream", "lm", "errors"}
 FOREIGN = {
     "a pluggy call": str(Path(pluggy.__file__).parent),
     "inspect": inspect.__file__,

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -94,9 +95,9 @@ def prompts() -> list[list[int]]:
     return [torch.randint(VOCAB, (length,), generator=draw).tolist() for length in PROMPTS]
 
 
-def tokens(lm: LanguageModel, rows: list[list[int]], strategy: str) -> list[list[int]]:
+def tokens(lm: LanguageModel, rows: list[list[int]], strategy: str, **settings: Any) -> list[list[int]]:
     """New tokens of each row of one call."""
-    done = lm.complete(rows, max_new_tokens=NEW, **STRATEGIES[strategy])
+    done = lm.complete(rows, max_new_tokens=NEW, **STRATEGIES[strategy], **settings)
     return [list(completion.token_ids) for completion in (done if isinstance(done, list) else [done])]
 
 

@@ -46,6 +46,7 @@ def expected(layout: str, layers: str) -> dict[str, list[list[int]]]:
     if lossless(layout):
         alone = [row for prompt in cells.prompts() for row in cells.tokens(lm, [prompt], "greedy")]
         assert alone == found["greedy"], "a row of a batch differs from the row alone"
+        assert cells.tokens(lm, cells.prompts(), "greedy", use_cache=False) == found["greedy"]
     return found
 
 

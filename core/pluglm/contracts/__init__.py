@@ -13,7 +13,16 @@ from pluglm.contracts.decoding import (
     Streamer,
     TokenSelector,
 )
-from pluglm.contracts.model import ForwardInput, ForwardOutput, ModelDescription, ModelModule, ModelParts
+from pluglm.contracts.model import (
+    EncoderDecoderModule,
+    EncoderInput,
+    EncoderOutput,
+    ForwardInput,
+    ForwardOutput,
+    ModelDescription,
+    ModelModule,
+    ModelParts,
+)
 from pluglm.contracts.program import (
     Attention,
     Branch,
@@ -49,11 +58,12 @@ from pluglm.contracts.weights import (
 __all__ = [
     "KERNEL_OPS", "OPERATIONS", "Attention", "AttentionBackend", "AttentionRequest", "AttentionSpec", "Branch", "Cache",
     "CacheLayout", "CacheRequest", "Chain", "Checkpoint", "CrossSlot", "DecoderProgram", "DecodingRequest",
-    "DecodingStrategy", "DenseView", "Embedding", "Executor", "ExecutorRequest", "Experts", "FeedForward",
-    "FinishReason", "ForwardInput", "ForwardOutput", "GenerationConfig", "GenerationOutput", "Head", "KVSlot", "KVView",
-    "KernelRequest", "KeyInfo", "LatentAttention", "LatentSlot", "LatentView", "Layer", "LogitsProcessor", "MaskSpec",
-    "Message", "ModelDescription", "ModelModule", "ModelParts", "Norm", "PagedView", "Part", "QuantizedView",
-    "Quantizer", "QuantizerRequest", "Rope", "SharedSlot", "Slot", "Source", "SourceRequest", "Split", "SplitGroups",
-    "Stack", "StateSlot", "StateSpace", "Step", "StoppingCriterion", "Streamer", "TokenSelector", "Tokenizer",
-    "TokenizerRequest", "Transform", "Transpose", "WeightMap", "WeightRule", "rules",
+    "DecodingStrategy", "DenseView", "Embedding", "EncoderDecoderModule", "EncoderInput", "EncoderOutput", "Executor",
+    "ExecutorRequest", "Experts", "FeedForward", "FinishReason", "ForwardInput", "ForwardOutput", "GenerationConfig",
+    "GenerationOutput", "Head", "KVSlot", "KVView", "KernelRequest", "KeyInfo", "LatentAttention", "LatentSlot",
+    "LatentView", "Layer", "LogitsProcessor", "MaskSpec", "Message", "ModelDescription", "ModelModule", "ModelParts",
+    "Norm", "PagedView", "Part", "QuantizedView", "Quantizer", "QuantizerRequest", "Rope", "SharedSlot", "Slot",
+    "Source", "SourceRequest", "Split", "SplitGroups", "Stack", "StateSlot", "StateSpace", "Step", "StoppingCriterion",
+    "Streamer", "TokenSelector", "Tokenizer", "TokenizerRequest", "Transform", "Transpose", "WeightMap", "WeightRule",
+    "rules",
 ]  # fmt: skip

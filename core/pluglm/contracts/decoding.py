@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 LogitsProcessor = Callable[["Tensor", "Tensor"], "Tensor"]
 #: (input_ids [B, S], scores [B, V] or None) -> [B] bool, True where a row shall end.
 StoppingCriterion = Callable[["Tensor", "Tensor | None"], "Tensor"]
-FinishReason = Literal["eos", "length", "stop", "cancelled"]
+FinishReason = Literal["eos", "length", "stop"]
 
 
 @dataclass(frozen=True)

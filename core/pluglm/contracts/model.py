@@ -3,6 +3,10 @@
 Two surfaces, one model. `ModelModule.forward(ForwardInput) -> ForwardOutput` is what an architecture writes: positions
 and cache are explicit, there is nothing to guess. `lm.model(input_ids, attention_mask=…)`, the forward contract of the
 field, is laid over it once, in `pluglm.forward`, for every architecture and executor alike.
+
+An encoder-decoder has two passes. `encode` reads the input once. `forward` is a pass of the decoder: the first one on
+a cache is given the encoder's states and writes their keys and values into the cross slots (`Cache.set_cross`); later
+ones read them there. So whatever is done to the cache's rows (beams, copies, forks) is done to their inputs as well.
 """
 
 from __future__ import annotations
@@ -29,12 +33,14 @@ class ModelDescription:
         model_type: as in config.json.
         program: the decoder as data; None if the architecture brings a module of its own that no program can say.
         weights: checkpoint names <-> parameter names.
-        vocab_size: rows of the logits. hidden_size: C. num_layers: L.
-        max_seq_len: positions the model is made for; None: unbounded.
+        vocab_size: rows of the logits. hidden_size: C. num_layers: L; of an encoder-decoder, its decoder's.
+        max_seq_len: positions the model (the decoder) is made for; None: unbounded.
         attention: distinct specs of its attention layers. slots: what its cache must hold.
         used, ignored: keys of the config, the latter with the reason; a key in neither is refused.
         eos_token_ids, bos_token_id, pad_token_id: from the config; generation_config.json goes first.
-        is_encoder_decoder: the module takes encoder inputs.
+        is_encoder_decoder: the module is an `EncoderDecoderModule`.
+        decoder_start_token_id: what an encoder-decoder's decoder begins with; generation_config.json goes first.
+        max_encoder_len: positions the encoder is made for; None: unbounded.
     """
 
     model_type: str
@@ -52,6 +58,8 @@ class ModelDescription:
     bos_token_id: int | None = None
     pad_token_id: int | None = None
     is_encoder_decoder: bool = False
+    decoder_start_token_id: int | None = None
+    max_encoder_len: int | None = None
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,8 @@ class ForwardInput:
         output_hidden_states: return the input of every layer and the final normed output (L + 1 tensors).
         segments: [B, T] int64: packed sequences; a query sees keys of its own segment only.
         prefix_lengths: [B] int64, for prefix language models.
-        encoder_states: [B, Te, C] and encoder_positions [B, Te], for encoder-decoder models.
+        encoder_states: [B, Te, C] and encoder_positions [B, Te] (negative: padding), for encoder-decoder models; None
+            once the cache's cross slots hold their keys.
     """
 
     token_ids: Tensor | None
@@ -110,6 +119,32 @@ class ForwardOutput:
     hidden_states: tuple[Tensor, ...] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class EncoderInput:
+    """One pass of an encoder. Exactly one of `token_ids` and `embeds` is given.
+
+    Attributes:
+        token_ids: [B, Te] int64. embeds: [B, Te, C], what the embedding table would have given for them.
+        positions: [B, Te] or [1, Te] int64 absolute positions; negative: padding.
+        dense: known on the host: positions are 0 … Te - 1 in every row.
+        output_hidden_states: return the input of every layer and the final normed output.
+    """
+
+    token_ids: Tensor | None
+    positions: Tensor
+    embeds: Tensor | None = None
+    dense: bool = False
+    output_hidden_states: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderOutput:
+    """states: [B, Te, C] in the model's dtype, finite at padding too. hidden_states: of every layer, or None."""
+
+    states: Tensor
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
 class ModelModule(Protocol):
     """What `pluglm_build_model` returns: an `nn.Module` with this forward."""
 
@@ -125,4 +160,18 @@ class ModelModule(Protocol):
     @property
     def head(self) -> nn.Module:
         """The module that turns hidden states into logits, before any scale or cap on them."""
+        ...
+
+
+class EncoderDecoderModule(ModelModule, Protocol):
+    """What `pluglm_build_model` returns where the description says `is_encoder_decoder`.
+
+    `forward` is a pass of the decoder. With a cache whose cross slots are empty, or without a cache, it is given
+    `encoder_states` and `encoder_positions`; it projects them to keys and values and, if there is a cache, writes these
+    with `Cache.set_cross` inside the pass, so that they count when it commits. With filled slots it reads
+    `Cache.cross` and projects nothing: that happens once a sequence. It raises InputError if it has neither.
+    """
+
+    def encode(self, inputs: EncoderInput) -> EncoderOutput:
+        """Read the encoder's input. Keeps nothing; called by the core itself, not through the executor."""
         ...

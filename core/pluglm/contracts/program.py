@@ -106,11 +106,19 @@ class Attention:
 class LatentAttention:
     """Multi-head latent attention (DeepSeek-AI 2024, "DeepSeek-V2", section 2.1). Caches one latent and one rotary key.
 
+    Its slot is a `LatentSlot` of kv_rank and rope.dim. The same product can be taken in two ways, and a backend must be
+    able to take both: `spec` over keys and values expanded from the latents, `absorbed` over the latents themselves.
+
+    Parameters: q, or q_down, q_norm and q_up; kv_down (latent and rotary key in one), kv_norm, k_up, v_up, o. A head of
+    q is (without rotation, with rotation), in this order.
+
     Attributes:
-        spec: head_dim counts both parts of a query (nope_dim + rope.dim); num_kv_heads == num_heads.
+        spec: of the expanded way; head_dim counts both parts of a query (nope_dim + rope.dim) and
+            num_kv_heads == num_heads.
         nope_dim: part of a head without rotation. rope: of the other part.
         q_rank: low rank of the query projection. None: a full one. kv_rank: size of the latent.
-        norm_eps: of the norms on the latents.
+        norm_eps: of the (rms) norms on the latents.
+        bias: q_down, kv_down and o have one; q, q_up, k_up and v_up never do.
     """
 
     spec: AttentionSpec
@@ -123,16 +131,32 @@ class LatentAttention:
     bias: bool = False
     op: Literal["latent_attention"] = "latent_attention"
 
+    @property
+    def absorbed(self) -> AttentionSpec:
+        """`spec` once the up-projections are absorbed (section 2.1.2): all heads read one key, (latent, rotary key)."""
+        size = self.kv_rank + self.rope.dim
+        return dataclasses.replace(self.spec, num_kv_heads=1, head_dim=size, v_head_dim=self.kv_rank)
+
 
 @dataclass(frozen=True)
 class StateSpace:
     """Mamba 2's mixer (Dao & Gu 2024, "Transformers are SSMs", sections 6 and 7): a state and a convolution's tail.
 
+    With I = inner_size, G = num_groups, N = state_size, the convolved channels are (x [I], B [G·N], C [G·N]).
+
+    Parameters: in_proj [I + (I + 2·G·N) + num_heads, C], whose rows are z, the channels and dt; conv [channels, 1,
+    conv_kernel]; dt_bias, A_log and D [num_heads]; norm [I]; out_proj [C, I]; with biases as the op says.
+
     Attributes:
+        slot: a state slot that holds `state_slot`.
         inner_size: of the mixer. num_heads * head_dim == inner_size. num_groups: of B and C. state_size: N.
         conv_kernel: width of the causal convolution. chunk_size: of the blocked prefill.
-        norm: gated norm before the output. norm_before_gate: order of the two. dt_limit: clamp of the time step.
-        multipliers: scales on z, x, B, C, dt (Falcon-H1). None: ones.
+        norm: gated norm before the output, of size inner_size. None: the output is only gated.
+        norm_groups: parts of inner_size that are normalised each by itself. norm_before_gate: order of the two.
+        activation: after the convolution; the gate is always silu.
+        conv_bias, in_bias, out_bias: of the convolution and of the two projections.
+        dt_min, dt_max: clamp of the time step, after softplus. None: no upper limit.
+        multipliers: scales on z, x, B, C, dt as they are projected (Falcon-H1). None: ones.
     """
 
     slot: int
@@ -144,12 +168,31 @@ class StateSpace:
     conv_kernel: int
     chunk_size: int
     norm: Norm | None
+    norm_groups: int = 1
     norm_before_gate: bool = False
+    activation: Activation = "silu"
     conv_bias: bool = True
-    bias: bool = False
-    dt_limit: tuple[float, float] = (0.0, float("inf"))
+    in_bias: bool = False
+    out_bias: bool = False
+    dt_min: float = 0.0
+    dt_max: float | None = None
     multipliers: tuple[float, float, float, float, float] | None = None
     op: Literal["state_space"] = "state_space"
+
+    @property
+    def conv_size(self) -> int:
+        """Channels of the convolution: x, B and C."""
+        return self.inner_size + 2 * self.num_groups * self.state_size
+
+    @property
+    def state_slot(self) -> StateSlot:
+        """What its slot holds: the convolution's last inputs in the cache's dtype, and the state in float32."""
+        return StateSlot(
+            (
+                ("conv", (self.conv_size, self.conv_kernel - 1), None),
+                ("ssm", (self.num_heads, self.head_dim, self.state_size), "float32"),
+            )
+        )
 
 
 @dataclass(frozen=True)
@@ -177,15 +220,23 @@ class FeedForward:
 class Experts:
     """A mixture of feed-forward experts (Shazeer et al. 2017; Jiang et al. 2024, "Mixtral", section 2.1).
 
+    Parameters: `router.weight` [E, C], `router.bias` [E] and `router.correction_bias` [E] (float32); the experts
+    stacked as `gate.weight`, `up.weight` [E, F, C] and `down.weight` [E, C, F], with `gate.bias`, `up.bias` [E, F] and
+    `down.bias` [E, C] if the expert has biases, without `gate` if it is not gated; `shared.…` as of a `FeedForward`,
+    and `shared_gate.weight` [1, C]. Quantizers replace linear layers only: of these, the shared expert's.
+
     Attributes:
         expert: the shape of one. num_experts: E. top_k: chosen for a token.
         scoring: "softmax" over all experts, "softmax_topk" over the chosen ones only, "sigmoid" (DeepSeek-V3).
         normalise: chosen weights are divided by their sum. scale: factor on them afterwards.
         router_bias: the router has a bias (gpt-oss). correction_bias: a bias for choosing only (DeepSeek-V3).
-        num_groups, top_k_groups: group-limited choice (DeepSeek-V3). 1, 1: off.
+        num_groups, top_k_groups: group-limited choice: only experts of the best groups are chosen. A group's score is
+            the sum of its two best corrected scores (DeepSeek-V3), or without a correction_bias its best score
+            (DeepSeek-V2). 1, 1: off.
         shared: a dense expert beside the routed ones; shared_gate: a sigmoid gate on it (Qwen 2 MoE).
-        clamp: limits on gate and up (gpt-oss's 7.0), with alpha in `alpha`. None: off.
-        interleaved_gate_up: gate and up alternate in one fused projection's rows of the checkpoint.
+        clamp: gpt-oss's activation, min(gate, clamp) * sigmoid(alpha * min(gate, clamp)) * (1 + up within ±clamp), for
+            gated experts with silu. None: off, the expert's own activation.
+        alpha: of that activation (1.702).
     """
 
     expert: FeedForward
@@ -279,6 +330,8 @@ class DecoderProgram:
         final_norm: before the head. Parameters: `norm.…`.
         slots: what the cache must hold; the ops refer to them by index.
         max_seq_len: positions the model is made for; None: unbounded (state space).
+        float32_residual: x is kept in float32 from the embedding to the final norm, whatever the model's dtype; each
+            part reads it rounded to that dtype (Mamba).
     """
 
     embedding: Embedding
@@ -287,19 +340,30 @@ class DecoderProgram:
     head: Head
     slots: tuple[Slot, ...]
     max_seq_len: int | None
+    float32_residual: bool = False
     version: int = PROGRAM_VERSION
 
     def attention_specs(self) -> tuple[AttentionSpec, ...]:
-        """The distinct specs of all attention layers, in order of first use."""
+        """The distinct specs that attention backends are given, in order of first use; latent attention has two."""
         specs: dict[AttentionSpec, None] = {}
         for op in self.ops():
             if isinstance(op, Attention | LatentAttention):
                 specs.setdefault(op.spec)
+            if isinstance(op, LatentAttention):
+                specs.setdefault(op.absorbed)
         return tuple(specs)
 
     def ops(self) -> tuple[Op, ...]:
         """Every op of every layer, in order."""
         return tuple(p.op for layer in self.layers for branch in layer.branches for p in branch.parts)
+
+    def rotations(self) -> tuple[Rope | None, ...]:
+        """For each slot, the rotary positions of the keys that are appended to it; None: they carry none."""
+        found: dict[int, Rope | None] = {}
+        for op in self.ops():
+            if isinstance(op, Attention | LatentAttention):
+                found.setdefault(op.slot, op.rope)
+        return tuple(found.get(slot) for slot in range(len(self.slots)))
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; every dataclass carries its class name under "type" so that it reads back."""
