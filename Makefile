@@ -22,7 +22,7 @@ demo: setup ## write Python with the embedded model
 	@$(VENV)/pluglm generate "$(PROMPT)"
 
 test: setup ## run all tests that need no GPU and no network
-	$(VENV)/python -m pytest --timeout=600 -m "not gpu and not network"
+	OMP_NUM_THREADS=1 $(VENV)/python -m pytest --timeout=600 -m "not gpu and not network" -n auto --dist loadfile
 
 test-oldest-pluggy: setup ## run the tests of the core on the oldest pluggy we support
 	$(PYTHON) -c "import shutil; shutil.rmtree('.venv/oldest', ignore_errors=True)"
@@ -43,7 +43,7 @@ bench: setup ## run every benchmark: a table, then one line of JSON each
 	for script in $(BENCHMARKS); do $(VENV)/python "$$script" || exit 1; done
 
 wheels: setup ## build every package and test it alone, from its wheel, without undeclared dependencies
-	$(VENV)/python scripts/wheel_test.py
+	OMP_NUM_THREADS=1 $(VENV)/python scripts/wheel_test.py
 
 clean: ## remove .venv, caches and built files
 	$(PYTHON) -c "import shutil; [shutil.rmtree(name, ignore_errors=True) for name in \

@@ -31,6 +31,7 @@ import time
 import tomllib
 import venv
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from email.parser import HeaderParser
 from importlib import metadata
@@ -207,15 +208,18 @@ class CleanEnvironment:
         command = [sys.executable, "-m", "pip", "--python", str(self.python), *install, *wheels]
         subprocess.run(command, check=True)
 
-    def run(self, *arguments: str) -> bool:
-        """Run its Python from its own folder, with no configuration of the user's; whether that succeeded."""
+    def run(self, *arguments: str) -> str | None:
+        """Run its Python from its own folder, with no configuration of the user's. What it printed, if it failed."""
         kept = ("PATH", "LANG", "TMPDIR", "OMP_NUM_THREADS")
         keep = {name: value for name, value in os.environ.items() if name in kept}
         home = self.folder / "home"
         home.mkdir(exist_ok=True)
         environment = keep | {"HOME": str(home), "HF_HUB_OFFLINE": "1"}
-        command = [str(self.python), "-I", "-B", *arguments]
-        return subprocess.run(command, cwd=home, env=environment, timeout=1200, check=False).returncode == 0
+        done = subprocess.run(
+            [str(self.python), "-I", "-B", *arguments], cwd=home, env=environment, timeout=1200, check=False,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        return done.stdout if done.returncode else None
 
 
 def importable(requirements: Iterable[Requirement]) -> set[str]:
@@ -232,11 +236,13 @@ def check(package: Package, packages: dict[NormalizedName, Package], work: Path)
     runtime = close([Requirement(package.name)], packages)
     environment.add(runtime, packages)
     optional = [need for need in package.requirements() if need.marker and "extra" in str(need.marker)]
-    if not environment.run("-c", IMPORT_ALL, package.import_name, ",".join(importable(optional))):
-        raise WheelTestError("a module cannot be imported with the declared requirements; declare what it imports.")
+    said = environment.run("-c", IMPORT_ALL, package.import_name, ",".join(importable(optional)))
+    if said is not None:
+        why = "a module cannot be imported with the declared requirements; declare what it imports."
+        raise WheelTestError(f"{why}\n{said}")
     if package.name == CORE:
-        if not environment.run("-m", "pluglm.cli", "plugins", "list"):
-            raise WheelTestError("`pluglm plugins list` fails with no plugin installed.")
+        if (said := environment.run("-m", "pluglm.cli", "plugins", "list")) is not None:
+            raise WheelTestError(f"`pluglm plugins list` fails with no plugin installed.\n{said}")
         return
     tests = package.folder / "tests"
     if not any(tests.glob("**/test_*.py")):
@@ -245,8 +251,8 @@ def check(package: Package, packages: dict[NormalizedName, Package], work: Path)
     copy = work / f"{package.name}-tests" / "tests"
     shutil.copytree(tests, copy, ignore=shutil.ignore_patterns("__pycache__"))
     settings = ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(copy.parent), "-p", "no:cacheprovider"]
-    if not environment.run("-m", "pytest", "--quiet", *settings, "-m", "not gpu and not network", str(copy)):
-        raise WheelTestError("its tests fail when it is installed alone.")
+    if said := environment.run("-m", "pytest", "--quiet", *settings, "-m", "not gpu and not network", str(copy)):
+        raise WheelTestError(f"its tests fail when it is installed alone.\n{said}")
 
 
 def distributions() -> list[Path]:
@@ -261,25 +267,27 @@ def main() -> int:
     options = parser.parse_args()
     wanted = [path.resolve() for path in options.folder]
     folders = wanted if options.only else [*distributions(), *(path for path in wanted if path not in distributions())]
-    failures = 0
     with tempfile.TemporaryDirectory(prefix="pluglm-wheels-") as temporary:
         work = Path(temporary)
         packages = build(folders, work / "wheels")
-        for package in packages.values():
-            if wanted and package.folder not in wanted:
-                continue
-            start = time.monotonic()
-            print(f"{package.name}:", flush=True)
-            try:
-                check(package, packages, work)
-            except WheelTestError as error:
-                failures += 1
-                print(f"  {package.name} FAILED: {error}")
-            else:
-                print(f"  {package.name} passed alone, from its wheel, in {time.monotonic() - start:.0f} s", flush=True)
+        chosen = [package for package in packages.values() if not wanted or package.folder in wanted]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            failures = list(pool.map(lambda package: report(package, packages, work), chosen)).count(False)
     if failures:
         print(f"{failures} of the packages failed.")
     return bool(failures)
+
+
+def report(package: Package, packages: dict[NormalizedName, Package], work: Path) -> bool:
+    """Check one package and say how it went."""
+    start = time.monotonic()
+    try:
+        check(package, packages, work)
+    except (WheelTestError, subprocess.SubprocessError) as error:
+        print(f"{package.name} FAILED: {error}", flush=True)
+        return False
+    print(f"{package.name} passed alone, from its wheel, in {time.monotonic() - start:.0f} s", flush=True)
+    return True
 
 
 if __name__ == "__main__":

@@ -157,7 +157,7 @@ class LanguageModel:
             options: keyword options of the quantizer.
         Raises: PlanError if the model is packed already or no layer was taken.
         """
-        from pluglm.weights import quantize_module
+        from pluglm.weight_packing import quantize_module
 
         if self._quantizer is not None:
             raise PlanError(

@@ -19,8 +19,8 @@ B, T, V, C, L, S = 2, 5, 13, 6, 3, 20
 class FakeCache:
     """Keeps positions alone, as the contract of caches tells them."""
 
-    def __init__(self, batch_size: int = B, capacity: int | None = None) -> None:
-        self.batch_size, self.capacity = batch_size, capacity
+    def __init__(self, batch_size: int = B, capacity: int | None = None, *, streams: bool = False) -> None:
+        self.batch_size, self.capacity, self.streams = batch_size, capacity, streams
         self.rows: list[list[int]] = [[] for _ in range(batch_size)]
 
     @property

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from pluglm.contracts import Chain, Split, SplitGroups, Stack, Transpose, WeightMap, WeightRule, rules
 from pluglm.errors import CheckpointError
-from pluglm.weights import assign, export_weights, load_weights, quantize_module, quantized_layers
+from pluglm.weight_packing import quantize_module, quantized_layers
+from pluglm.weight_rules import assign
+from pluglm.weights import export_weights, load_weights
 
 # Pairwise different: vocabulary, hidden, feed-forward, q, k, v, experts.
 V, C, F, Q, K, U, E = 11, 6, 10, 8, 4, 5, 3

@@ -1,0 +1,89 @@
+"""Which layers a quantizer packs, and where a checkpoint keeps what it has packed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+from fnmatch import fnmatchcase
+from itertools import chain
+
+from torch import nn
+
+from pluglm.contracts.quantizer import Quantizer
+from pluglm.contracts.text import Checkpoint
+from pluglm.contracts.weights import WeightMap
+from pluglm.errors import CheckpointError
+from pluglm.weight_rules import module_of, respelled, some, spelled_prefix
+
+
+def quantized_layers(module: nn.Module, quantizer: Quantizer, skip: tuple[str, ...]) -> dict[str, nn.Linear]:
+    """The linear layers that this quantizer replaces, by name. One that shares its weight with others is not."""
+    uses = Counter(id(parameter) for _, parameter in module.named_parameters(remove_duplicate=False))
+    return {
+        name: layer
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear)
+        and uses[id(layer.weight)] == 1
+        and not any(fnmatchcase(name, pattern) for pattern in skip)
+        and quantizer.refusal(name, layer.in_features, layer.out_features) is None
+    }
+
+
+def quantize_module(module: nn.Module, quantizer: Quantizer, skip: tuple[str, ...] = ()) -> int:
+    """Replace the linear layers of a loaded module, one at a time. Returns how many."""
+    names = list(quantized_layers(module, quantizer, skip))  # names alone: each layer goes when its successor is there
+    for name in names:
+        layer = module.get_submodule(name)
+        weight, bias = layer.get_parameter("weight").detach(), getattr(layer, "bias", None)
+        module.set_submodule(name, quantizer.quantize(name, weight, None if bias is None else bias.detach()))
+        del layer, weight, bias
+    return len(names)
+
+
+def packed_places(weights: WeightMap) -> dict[str, str]:
+    """Weight -> where its layer's packed tensors live: beside the tensor they replace. Not here: under its own name."""
+    simple = (rule for rule in weights.rules if len(rule.targets) == len(rule.sources) == 1 and rule.transform is None)
+    return {rule.targets[0]: module_of(rule.sources[0]) for rule in simple}
+
+
+def is_packed(layer: nn.Module) -> bool:
+    """Is this module a quantizer's? It then holds tensors, but no weight or bias of its own (`Quantizer.quantize`)."""
+    own = {name for name, _ in layer.named_parameters(recurse=False)}
+    return not own & {"weight", "bias"} and any(True for _ in chain(layer.parameters(), layer.buffers()))
+
+
+def packed_layers(
+    layers: Collection[str], quantizer: Quantizer, weights: WeightMap, checkpoint: Checkpoint
+) -> dict[str, dict[str, str]]:
+    """The layers that the checkpoint holds packed, each with short -> whole names of its tensors.
+
+    A layer stays plain if the file has its plain weight and no packed tensor of it: it was skipped in packing.
+    Raises: CheckpointError if packed tensors are missing.
+    """
+    names = checkpoint.tensors
+    written, prefix = weights.prefixes[0], spelled_prefix(weights, names)
+    plain = {target: rule.sources for rule in weights.rules for target in rule.targets}
+    places = packed_places(weights)
+    found = {}
+    for layer in layers:
+        place = places.get(f"{layer}.weight", layer)
+        tensors = {
+            short: respelled(f"{place}.{short}", written, prefix) if f"{layer}.weight" in places else f"{place}.{short}"
+            for short in quantizer.tensor_names(layer)
+        }
+        both = {f"{layer}.weight", f"{layer}.bias"}
+        weight = {respelled(source, written, prefix) for source in plain.get(f"{layer}.weight", ())}
+        bias = {respelled(source, written, prefix) for source in plain.get(f"{layer}.bias", ())}
+        is_plain = (bool(weight) and weight <= names.keys()) or f"{layer}.weight" in names
+        if is_plain and not any(full in names for full in set(tensors.values()) - weight - bias - both):
+            continue
+        missing = [full for full in tensors.values() if full not in names]
+        if missing:
+            raise CheckpointError(
+                f"{checkpoint.path} lacks packed tensors of {layer}: {some(missing)}.",
+                why=f"its quantization_config says that {quantizer.name} packed this layer.",
+                fix="Save the model again, or load the unpacked weights and quantize them.",
+                path=str(checkpoint.path), tensor=missing[0],
+            )  # fmt: skip
+        found[layer] = tensors
+    return found
