@@ -41,7 +41,7 @@ class WindowStore(KVStore):
     ) -> None:
         super().__init__(first, second, fixed=fixed, hint=hint)
         self.window, self.chunk, self.slack = window, chunk, slack
-        needed = min(size for size in (window, chunk) if size is not None) + slack
+        needed = min(size for size in (window, chunk) if size is not None) + slack + self.spare
         #: Cells of the tensor once it is as large as it will stay.
         self.size = max(_FIRST_ROOM, needed + needed // 2)
 
@@ -59,17 +59,17 @@ class WindowStore(KVStore):
         if cells.length + count <= self.room:
             return
         start, held = self._kept(cells)
-        needed, size = held + count, self.one.shape[self.axis]
+        needed, size = held + count + self.spare, self.one.shape[self.axis]
         wanted = min(self.size, max(_FIRST_ROOM, needed + needed // 2))  # less, and cells would move too often
         if self.hint is not None and cells.length + count <= self.hint:
-            wanted = min(wanted, self.hint)
+            wanted = min(wanted, self.hint + self.spare)
         self._move(start, held, max(size, needed, wanted))
 
     def settle(self, cells: Cells) -> None:
         """Back to the constant size after a long pass."""
         if self.one.shape[self.axis] > self.size:
             start, held = self._kept(cells)
-            self._move(start, held, max(held, self.size))
+            self._move(start, held, max(held + self.spare, self.size))
 
     def _kept(self, cells: Cells) -> tuple[int, int]:
         """The first cell to keep, and how many there are."""
@@ -78,7 +78,7 @@ class WindowStore(KVStore):
 
     def _move(self, start: int, held: int, size: int) -> None:
         self.one, self.two = (moved(t, self.axis, start - self.first, held, size) for t in (self.one, self.two))
-        self.first, self.room, self._count = start, start + size, -1
+        self.first, self.room, self._count = start, start + size - self.spare, -1
 
     def seen_from(self, current: Pass) -> int:
         """Dense cells are cut to what the first query reads; of others the mask hides what is out of reach."""
@@ -102,6 +102,5 @@ class WindowStore(KVStore):
         )
 
     def suffices(self, cells: int, held: int) -> bool:
-        """A file of any layout that holds at least what a window or chunk can reach."""
-        reach = min(size - 1 for size in (self.window, self.chunk) if size is not None)
-        return min(held, reach) <= cells <= held
+        """A file of any layout with these slots: how many cells are in reach depends on positions, gaps and chunks."""
+        return 0 <= cells <= held
