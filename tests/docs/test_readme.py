@@ -35,7 +35,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 #: Pages that are read from top to bottom; what other pages show is run by the tests of the kind they are about.
-PAGES = (README, ROOT / "docs" / "how-to" / "swap-a-part.md")
+HOW_TO = ROOT / "docs" / "how-to"
+PAGES = (README, *(HOW_TO / f"{name}.md" for name in ("swap-a-part", "write-an-architecture", "choose-a-cache")))
 SHELLS = ("console", "bash", "sh", "shell")
 FENCE = re.compile(
     r"^(?P<ticks>`{3,})(?P<language>[\w+-]*)[^\n]*\n(?P<text>.*?)^(?P=ticks)\s*$", re.MULTILINE | re.DOTALL
@@ -162,6 +163,7 @@ def read_page(page: str) -> Reader:
 @pytest.fixture(autouse=True)
 def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path / "installed")  # python blocks import what a page has installed
 
 
 def test_the_readme_shows_python_and_a_command() -> None:
