@@ -36,7 +36,10 @@ ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 #: Pages that are read from top to bottom; what other pages show is run by the tests of the kind they are about.
 HOW_TO = ROOT / "docs" / "how-to"
-PAGES = (README, *(HOW_TO / f"{name}.md" for name in ("swap-a-part", "write-an-architecture", "choose-a-cache")))
+PAGES = (
+    README,
+    *(HOW_TO / f"{name}.md" for name in ("swap-a-part", "write-an-architecture", "choose-a-cache", "reuse-a-prompt")),
+)
 SHELLS = ("console", "bash", "sh", "shell")
 FENCE = re.compile(
     r"^(?P<ticks>`{3,})(?P<language>[\w+-]*)[^\n]*\n(?P<text>.*?)^(?P=ticks)\s*$", re.MULTILINE | re.DOTALL
