@@ -153,6 +153,13 @@ def check_length(tokens: int, limit: int | None, *, whose: str = "model") -> Non
 
 def check_cache(cache: Cache | None, B: int, T: int, cache_position: Tensor | None) -> None:
     """Raise InputError if a cache has other rows than the input, or if the caller wants other cells than the next."""
+    if isinstance(cache, tuple | list):
+        raise InputError(
+            f"past_key_values is a {type(cache).__name__}, not a cache.",
+            why="pairs of keys and values do not say which of their cells are padding.",
+            fix="Pass lm.new_cache(), or make a cache of them: pluglm_caches.tuples.from_tuples(layout, pairs).",
+            argument="past_key_values",
+        )
     past = cache.length if cache is not None else 0
     if cache is not None and cache.batch_size != B:
         raise InputError(

@@ -460,3 +460,16 @@ def test_a_model_without_a_limit_takes_any_length() -> None:
     model = make(max_seq_len=None)
     model(torch.zeros(1, 999, dtype=torch.long), use_cache=True)
     assert last(model).positions.shape == (1, 999)
+
+
+def test_a_cache_that_streams_takes_a_text_beyond_the_context() -> None:
+    """It sees to distances itself; a cache that does not is refused at the same length."""
+    model, cache = make(max_seq_len=7), FakeCache(streams=True)
+    for _ in range(4):
+        model(IDS, past_key_values=cache)
+    assert last(model).positions.tolist() == [[15, 16, 17, 18, 19]]
+    model(IDS, position_ids=torch.arange(20, 25)[None], past_key_values=cache)
+    assert last(model).positions.tolist() == [[20, 21, 22, 23, 24]]
+    plain = FakeCache()
+    plain.rows = [list(row) for row in cache.rows]
+    assert refusal(model, IDS, past_key_values=plain, kind=ContextLengthError).limit == 7

@@ -35,7 +35,7 @@ PLACES = [[-1, -1, 0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5, 6]]
 class FakeCache:
     """Dense tokens, and what an encoder wrote; slot 1 is the cross slot."""
 
-    dense = True
+    dense, streams = True, False
 
     def __init__(self, batch_size: int, capacity: int | None = None) -> None:
         self.batch_size, self.capacity, self.length = batch_size, capacity, 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,13 +51,16 @@ class KVView(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class DenseView:
-    """Plain tensors. k: [B, K, S, D]; v: [B, K, S, Dv]; may be strided views of a larger buffer."""
+    """Plain tensors. k: [B, K, S, D]; v: [B, K, S, Dv]; may be strided views of a larger buffer.
+
+    Made once a layer and token: not frozen, since that takes four times as long to make.
+    """
 
     k: Tensor
     v: Tensor
-    kind: Literal["dense"] = "dense"
+    kind: ClassVar[str] = "dense"
 
     def dense(self) -> tuple[Tensor, Tensor]:
         """The tensors themselves."""

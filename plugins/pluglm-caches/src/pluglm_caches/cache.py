@@ -37,7 +37,10 @@ class CachePass:
 
     def keys(self, slot: int) -> KeyInfo:
         """What a slot hands out; one object for all slots that hand out the same cells."""
-        first = self._cache.store(slot).seen_from(self)
+        store = self._cache.store(slot)
+        if (own := store.keys(self)) is not None:
+            return own
+        first = store.seen_from(self)
         if first not in self._infos:
             self._infos[first] = self.cells.info(
                 first, self.start + self.count, self.count,
@@ -131,9 +134,9 @@ class SlotCache:
             raise refusals.stale(self.layout, "read")
         store = self.store(slot)
         if step is None or self._step is None:
-            view: KVView = store.read(store.first, self.length)
+            view: KVView = store.committed(self.length)
         else:
-            view = store.read(store.seen_from(self._step), self.length + step.count)
+            view = store.seen(self._step)
         return view
 
     def store(self, slot: int) -> Store:

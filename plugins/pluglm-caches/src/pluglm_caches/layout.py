@@ -24,14 +24,14 @@ class Layout:
 
     Attributes:
         kinds: slots it makes. view: what its slots of keys and values hand out. streams: as in the contract.
-        options: name -> (default, least value) of its whole-number options.
+        options: name -> (default, least value) of a whole number, or the default of a text.
         fixed: storage is made once, so `new` must be told the capacity.
     """
 
     kinds: ClassVar[tuple[str, ...]] = EVERY_KIND
     view: str = "dense"
     streams: bool = False
-    options: ClassVar[Mapping[str, tuple[int, int]]] = {}
+    options: ClassVar[Mapping[str, tuple[int, int] | str]] = {}
     variants: ClassVar[tuple[str, ...]] = ()
     fixed: ClassVar[bool] = False
 
@@ -46,7 +46,8 @@ class Layout:
                 reasons=reasons,
             )
         self.dtype, self.device = torch_dtype(request.dtype), torch.device(request.device)
-        self.settings = {key: default for key, (default, _) in self.options.items()} | dict(request.options)
+        defaults = {key: known if isinstance(known, str) else known[0] for key, known in self.options.items()}
+        self.settings: dict[str, Any] = defaults | dict(request.options)
 
     def offered(self) -> frozenset[str]:
         """What caches of these slots can do: a recurrent state cannot give back a token."""
@@ -81,7 +82,10 @@ class Layout:
     def _misfit(self, name: str, value: Any) -> str:
         if name not in self.options:
             return f"it has no option {name!r}"
-        least = self.options[name][1]
+        known = self.options[name]
+        if isinstance(known, str):
+            return "" if isinstance(value, str) else f"its option {name} is a text, not {value!r}"
+        least = known[1]
         fits = isinstance(value, int) and not isinstance(value, bool) and value >= least
         return "" if fits else f"its option {name} is a whole number from {least} on, not {value!r}"
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from pluglm.contracts import CacheRequest, KVSlot
 from pluglm_caches.layout import EVERY_KIND, Layout
+from pluglm_caches.offloaded_layout import Offloaded
+from pluglm_caches.paged_layout import Paged
+from pluglm_caches.quantized_layout import Quantized
+from pluglm_caches.sink_layout import Sink
 from pluglm_caches.stores import Store
 from pluglm_caches.windows import WindowStore
 
@@ -51,6 +55,10 @@ LAYOUTS: dict[str, type[Layout]] = {
     "hybrid": Hybrid,
     "sliding": Sliding,
     "chunked": Chunked,
+    "paged": Paged,
+    "quantized": Quantized,
+    "sink": Sink,
+    "offloaded": Offloaded,
 }
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from pluglm.contracts import KeyInfo
 from pluglm.errors import InputError
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class Pass(Protocol):
     start: int
     count: int
     dense: bool
+    prefix: Tensor | None
 
 
 class Store:
@@ -97,8 +99,20 @@ class Store:
         """The first cell that the pass under way hands out."""
         return self.first
 
+    def keys(self, current: Pass) -> KeyInfo | None:
+        """What the pass under way hands out, where that is not simply the cells from `seen_from` on."""
+        return None
+
+    def seen(self, current: Pass) -> Any:
+        """A view of what the pass under way hands out."""
+        return self.read(self.seen_from(current), current.start + current.count)
+
+    def committed(self, length: int) -> Any:
+        """A view of what is held of the first `length` cells, all that count."""
+        return self.read(self.first, length)
+
     def write(self, k: Tensor, v: Tensor, current: Pass) -> Any:
-        """Write the cells of the pass and return a view of those from `seen_from` on."""
+        """Write the cells of the pass and return what `seen` does."""
         raise InputError(
             f"A {self.kind} slot takes no keys and values.",
             why="only kv, window, chunk and latent slots are appended to.",

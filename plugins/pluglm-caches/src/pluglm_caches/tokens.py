@@ -26,12 +26,14 @@ class TokenStore(Store):
 
     axis: int
     names: tuple[str, str]
+    #: Cells at the end of the tensors that are not for tokens of the text.
+    spare = 0
 
     def __init__(self, first: Tensor, second: Tensor, *, fixed: bool = False, hint: int | None = None) -> None:
         self.one, self.two = first, second
         self.dtype = first.dtype
         self.fixed, self.hint = fixed, hint
-        self.room = first.shape[self.axis]
+        self.room = first.shape[self.axis] - self.spare
         self._count = -1  # T that the two shapes below are for: built once for a run of decode steps
         self._one_shape: tuple[int, ...] = ()
         self._two_shape: tuple[int, ...] = ()
@@ -55,23 +57,31 @@ class TokenStore(Store):
         if self.two.shape[self.axis] < room:  # `two` is replaced last: a failure in between is made good here
             self.one = resized(self.one, self.axis, room, held)
             self.two = resized(self.two, self.axis, room, held)
-        self.room = self.first + room
+        self.room = self.first + room - self.spare
 
     def write(self, k: Tensor, v: Tensor, current: Pass) -> Any:
-        """Check both tensors, then write both."""
-        self.put(k, v, current.start - self.first, current.count)
-        return self.read(self.first, current.start + current.count)
+        """Check both tensors, then write both. `put` and `read` in one: it runs for each layer and token."""
+        count = current.count
+        self.check(k, v, count)
+        one, two, axis, at = self.one, self.two, self.axis, current.start - self.first
+        one.narrow(axis, at, count).copy_(k)
+        two.narrow(axis, at, count).copy_(v)
+        return self.view(one.narrow(axis, 0, at + count), two.narrow(axis, 0, at + count))
 
     def put(self, one: Tensor, two: Tensor, at: int, count: int) -> None:
         """Write `count` cells from index `at` of the tensors on."""
+        self.check(one, two, count)
+        self.one.narrow(self.axis, at, count).copy_(one)
+        self.two.narrow(self.axis, at, count).copy_(two)
+
+    def check(self, one: Tensor, two: Tensor, count: int) -> None:
+        """Raise InputError unless both are `count` cells of this slot."""
         if count != self._count:
             self._expect(count)
         if one.shape != self._one_shape or one.dtype is not self.dtype:
             raise wrong_shape(self.names[0], one, self._one_shape, self.dtype)
         if two.shape != self._two_shape or two.dtype is not self.dtype:
             raise wrong_shape(self.names[1], two, self._two_shape, self.dtype)
-        self.one.narrow(self.axis, at, count).copy_(one)
-        self.two.narrow(self.axis, at, count).copy_(two)
 
     def _expect(self, count: int) -> None:
         def shape(kept: Tensor) -> tuple[int, ...]:
@@ -88,15 +98,15 @@ class TokenStore(Store):
         return [self.one, self.two]
 
     def forget(self) -> None:
-        self.first, self.room = 0, self.one.shape[self.axis]
+        self.first, self.room = 0, self.one.shape[self.axis] - self.spare
 
     def take_rows(self, index: Tensor, held: int) -> None:
-        one, two = (taken(tensor, index, self.axis, held - self.first) for tensor in self.tensors())
+        one, two = (taken(tensor, index, self.axis, held - self.first) for tensor in (self.one, self.two))
         self.one, self.two, self._count = one, two, -1
 
     def copy(self) -> TokenStore:
         room = self.one.shape[self.axis]
-        one, two = (resized(tensor, self.axis, room, room) for tensor in self.tensors())
+        one, two = (resized(tensor, self.axis, room, room) for tensor in (self.one, self.two))
         twin = self.like(one, two)
         twin.first, twin.room = self.first, self.room
         return twin
@@ -111,7 +121,8 @@ class TokenStore(Store):
 
     def saved(self, held: int) -> dict[str, Tensor]:
         kept = held - self.first
-        return {name: t.narrow(self.axis, 0, kept) for name, t in zip(self.names, self.tensors(), strict=True)}
+        pair = zip(self.names, (self.one, self.two), strict=True)
+        return {name: tensor.narrow(self.axis, 0, kept) for name, tensor in pair}
 
     def misfit(self, tensors: Mapping[str, Tensor], rows: int, held: int) -> str:
         if set(tensors) != set(self.names):
@@ -119,7 +130,7 @@ class TokenStore(Store):
         cells = tensors[self.names[0]].shape[self.axis] if tensors[self.names[0]].ndim > self.axis else -1
         if not self.suffices(cells, held):
             return f"it holds {cells} of {held} cells, and this layout needs more of them"
-        for name, kept in zip(self.names, self.tensors(), strict=True):
+        for name, kept in zip(self.names, (self.one, self.two), strict=True):
             wanted = [rows, *kept.shape[1:]]
             wanted[self.axis] = cells
             if list(tensors[name].shape) != wanted or tensors[name].dtype is not kept.dtype:
@@ -133,8 +144,8 @@ class TokenStore(Store):
     def restore(self, tensors: Mapping[str, Tensor], held: int) -> None:
         cells = tensors[self.names[0]].shape[self.axis]
         self.first = held - cells
-        self.grow(max(cells, self.one.shape[self.axis]), 0)
-        for name, kept in zip(self.names, self.tensors(), strict=True):
+        self.grow(max(cells + self.spare, self.one.shape[self.axis]), 0)
+        for name, kept in zip(self.names, (self.one, self.two), strict=True):
             kept.narrow(self.axis, 0, cells).copy_(tensors[name])
 
 

@@ -1,0 +1,130 @@
+"""Decode speed of the executors `cpu` and `eager`: one token a pass, the same tokens, on the same caches.
+
+Two models: the embedded one in float32, and one of the shape of SmolLM2-135M in bfloat16, with random weights, written to
+a temporary folder. Before anything is timed both executors run the same tokens and their logits are compared; then
+rounds alternate between the two, so that a machine whose speed drifts shifts both. Prints a table, then one line of
+JSON. `--quick` makes fewer and shorter rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+import pluglm
+from pluglm.contracts import ForwardInput
+
+SMOLLM2_135M = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 49152, "hidden_size": 576,
+    "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
+    "hidden_act": "silu", "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 100000.0,
+    "tie_word_embeddings": True, "torch_dtype": "bfloat16", "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+#: Largest difference of logits: absolute in float32; in bfloat16 relative to the largest logit of the pass.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
+PROMPT = 16
+
+
+def write_random(folder: Path) -> None:
+    """A checkpoint of SMOLLM2_135M's shape; matrices keep the scale of vectors."""
+    C, F, D = SMOLLM2_135M["hidden_size"], SMOLLM2_135M["intermediate_size"], 64
+    H, K = SMOLLM2_135M["num_attention_heads"], SMOLLM2_135M["num_key_value_heads"]
+    shapes: dict[str, Sequence[int]] = {
+        "input_layernorm": (C,), "post_attention_layernorm": (C,), "self_attn.q_proj": (H * D, C),
+        "self_attn.k_proj": (K * D, C), "self_attn.v_proj": (K * D, C), "self_attn.o_proj": (C, H * D),
+        "mlp.gate_proj": (F, C), "mlp.up_proj": (F, C), "mlp.down_proj": (C, F),
+    }  # fmt: skip
+    names = {f"model.layers.{i}.{name}.weight": shape for i in range(SMOLLM2_135M["num_hidden_layers"])
+             for name, shape in shapes.items()}  # fmt: skip
+    names |= {"model.embed_tokens.weight": (SMOLLM2_135M["vocab_size"], C), "model.norm.weight": (C,)}
+    draw = torch.Generator().manual_seed(0)
+    weights = {}
+    for name, shape in names.items():
+        noise = torch.randn(shape, generator=draw)
+        weights[name] = (1 + 0.1 * noise if len(shape) == 1 else noise / shape[-1] ** 0.5).to(torch.bfloat16)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(SMOLLM2_135M))
+
+
+def decode(lm: pluglm.LanguageModel, tokens: torch.Tensor, *, keep: bool = False) -> tuple[list[torch.Tensor], float]:
+    """Feed tokens [1, n] one by one after a prompt of PROMPT of them: logits (if `keep`) and seconds."""
+    n = tokens.shape[1]
+    cache, run, kept = lm.new_cache(capacity=n), lm.model.executor.run, []
+    positions = torch.arange(n)[None]
+    with torch.inference_mode():
+        run(ForwardInput(tokens[:, :PROMPT], positions[:, :PROMPT], cache, dense=True, logits_to_keep=1))
+        started = time.perf_counter()
+        for i in range(PROMPT, n):
+            logits = run(
+                ForwardInput(tokens[:, i : i + 1], positions[:, i : i + 1], cache, dense=True, logits_to_keep=1)
+            ).logits
+            if keep:
+                kept.append(logits)
+        return kept, time.perf_counter() - started
+
+
+def difference(one: Sequence[torch.Tensor], two: Sequence[torch.Tensor], dtype: str) -> float:
+    """The largest difference of logits, as TOLERANCE counts it."""
+    worst = 0.0
+    for a, b in zip(one, two, strict=True):
+        apart = float((a.float() - b.float()).abs().max())
+        worst = max(worst, apart if dtype == "float32" else apart / float(b.float().abs().max()))
+    return worst
+
+
+def compare(model: str, dtype: str, count: int, rounds: int, options: dict[str, Any]) -> dict[str, Any]:
+    """Verify, then time both executors on one model."""
+    how = {"dtype": dtype, "device": "cpu", "cache": "static", "attention": "sdpa", "decoding": "greedy"}
+    native = pluglm.load(model, executor="cpu", options={"executor": options}, **how)
+    eager = pluglm.load(model, executor="eager", **how)
+    draw = torch.Generator().manual_seed(1)
+    tokens = torch.randint(0, native.model.description.vocab_size, (1, PROMPT + count), generator=draw)
+    apart = difference(decode(native, tokens, keep=True)[0], decode(eager, tokens, keep=True)[0], dtype)
+    assert apart <= TOLERANCE[dtype], f"{model}: logits are {apart} apart"
+    times = [(decode(native, tokens)[1] / count, decode(eager, tokens)[1] / count) for _ in range(rounds)]
+    ratios = [b / a for a, b in times]
+    executor: Any = native.model.executor
+    return {
+        "model": "SmolLM2-135M shape" if Path(model).is_dir() else model, "dtype": dtype, "tokens": count,
+        "rounds": rounds, "isa": executor.isa, "threads": executor.threads, "logits_apart": apart,
+        "cpu_tokens_s": round(1 / statistics.median(a for a, _ in times), 1),
+        "eager_tokens_s": round(1 / statistics.median(b for _, b in times), 1),
+        "ratio": round(statistics.median(ratios), 2), "ratio_min": round(min(ratios), 2),
+        "ratio_max": round(max(ratios), 2),
+    }  # fmt: skip
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--isa", help="an instruction set instead of the best")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    count, rounds = (48, 3) if args.quick else (256, 9)
+    options = {"isa": args.isa} if args.isa else {}
+    results = [compare("pystdlib", "float32", count, rounds, options)]
+    with tempfile.TemporaryDirectory() as folder:
+        write_random(Path(folder))
+        results.append(compare(folder, "bfloat16", count, rounds, options))
+    print(f"{'model':20} {'dtype':9} {'cpu':>9} {'eager':>9}  tokens/s, median of {rounds} rounds")
+    for r in results:
+        print(f"{r['model']:20} {r['dtype']:9} {r['cpu_tokens_s']:9.1f} {r['eager_tokens_s']:9.1f}  "
+              f"ratio {r['ratio']} [{r['ratio_min']} … {r['ratio_max']}], logits {r['logits_apart']:.1e} apart")  # fmt: skip
+    machine = {"torch": torch.__version__, "machine": platform.processor() or platform.machine()}
+    print(json.dumps({"results": results, **machine}))
+
+
+if __name__ == "__main__":
+    main()
