@@ -74,6 +74,15 @@ class ScriptedCache:
         self._need("crop")
         self.tokens, self.positions = self.tokens[:, :length], self.positions[:, :length]
 
+    def rollback(self, count: int | Tensor) -> None:
+        """Take back the last cells; a tensor [B] gives each row a number of its own and leaves holes."""
+        self._need("rollback")
+        counts = count if isinstance(count, Tensor) else torch.full((self.batch_size,), count)
+        gone = torch.arange(self.length) >= (self.length - counts)[:, None]  # [B, length]
+        kept = self.length - int(counts.min())
+        self.positions = self.positions.masked_fill(gone, -1)[:, :kept]
+        self.tokens = self.tokens[:, :kept]
+
     def repeat(self, count: int) -> None:
         """a, b -> a, a, b, b."""
         self._need("repeat")

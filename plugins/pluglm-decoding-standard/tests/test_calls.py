@@ -8,9 +8,9 @@ from typing import Any
 import pluglm_decoding_standard
 import pytest
 import torch
-from pluglm_decoding_standard import loop
-from pluglm_decoding_standard.rng import row_seeds
-from pluglm_decoding_standard.rows import DeviceRows
+from pluglm_decoding_blocks import loop
+from pluglm_decoding_blocks.rng import row_seeds
+from pluglm_decoding_blocks.rows import DeviceRows
 
 from pluglm.contracts import DecodingRequest, GenerationConfig, GenerationOutput
 from pluglm.errors import ContextLengthError, GenerationError, InputError, UnsupportedRequestError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pluglm.contracts import AttentionRequest, AttentionSpec, KeyInfo, KVView
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
-VIEWS = ("paged", "dense")
+VIEWS = ("paged", "dense", "quantized", "latent")
 VARIANTS = ("torch", "native")
 #: Queries of a row up to which the library computes a call. More are a prompt: matrix products, torch's strength.
 MOST_QUERIES = 16
@@ -95,7 +95,7 @@ class PagedAttention:
         *, sinks: Tensor | None = None, bias: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """As `AttentionBackend.attend`. Raises: InputError if the spec has sinks or a bias and none is given."""
-        kv = cast("PagedView | DenseView", view)  # the kinds that `views` names
+        kv = view if isinstance(view, PagedView | DenseView) else DenseView(*view.dense())
         sinks = _given(sinks, "sinks") if spec.sinks else None
         bias = _given(bias, "bias") if spec.bias else None
         slopes = None if spec.alibi_slopes is None else self._slopes[spec.alibi_slopes]

@@ -6,6 +6,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from pluglm_decoding_blocks.draw import draw
+from pluglm_decoding_blocks.failures import no_token, not_honoured, refused
+from pluglm_decoding_blocks.feed import make_feed
+from pluglm_decoding_blocks.loop import Choose, Job, run
+from pluglm_decoding_blocks.processors import Processors, known_best
+from pluglm_decoding_blocks.prompt import Prompt, read_prompt
+from pluglm_decoding_blocks.rng import Uniforms, call_seeds, uniforms
+from pluglm_decoding_blocks.settings import COMMON_FIELDS, read_settings
+from pluglm_decoding_blocks.warpers import Warpers
 from torch import Tensor
 
 from pluglm.contracts import (
@@ -16,16 +25,6 @@ from pluglm.contracts import (
     StoppingCriterion,
     Streamer,
 )
-from pluglm.errors import InputError
-from pluglm_decoding_standard.draw import draw
-from pluglm_decoding_standard.failures import no_token, not_honoured, refused
-from pluglm_decoding_standard.feed import CachedFeed, Feed, RecomputingFeed
-from pluglm_decoding_standard.loop import Choose, Job, run
-from pluglm_decoding_standard.processors import Processors
-from pluglm_decoding_standard.prompt import Prompt, read_prompt
-from pluglm_decoding_standard.rng import Uniforms, row_seeds, uniforms
-from pluglm_decoding_standard.settings import COMMON_FIELDS, Settings, read_settings
-from pluglm_decoding_standard.warpers import Warpers
 
 
 class _Standard:
@@ -63,7 +62,7 @@ class _Standard:
                     vocab_size=self._request.vocab_size,
                 )  # fmt: skip
                 limits = settings.limits(prompt.lengths)
-                feed = _feed(model, prompt, settings, prompt.width + max(limits), model_kwargs)
+                feed = make_feed(model, prompt, settings, prompt.width + max(limits), model_kwargs)
                 prompt = prompt.repeated(settings.copies)
                 process = Processors(
                     config, logits_processor, prompt_length=prompt.width, mask=prompt.mask, device=prompt.ids.device
@@ -113,7 +112,7 @@ class Greedy(_Standard):
         def choose(logits: Tensor, sequences: Tensor, _: int) -> tuple[Tensor, Tensor, Tensor]:
             scores, raw = process(sequences, logits)
             best, tokens = scores.max(-1)
-            return tokens, _known_best(best, raw), scores
+            return tokens, known_best(best, raw), scores
 
         return choose
 
@@ -140,18 +139,13 @@ class Sampling(_Standard):
 
     def _chooser(self, config: GenerationConfig, prompt: Prompt, process: Processors) -> Choose:
         rows, device = prompt.ids.shape[0], prompt.ids.device
-        if isinstance(config.seed, tuple) and len(config.seed) != rows:
-            raise InputError(
-                f"there are {len(config.seed)} seeds for {rows} rows.",
-                fix="Pass one seed, or one for each sequence that is returned.", argument="seed",
-            )  # fmt: skip
-        numbers = Uniforms(torch.tensor(row_seeds(config.seed, rows), device=device))
+        numbers = Uniforms(call_seeds(config.seed, rows, device))
         warp = Warpers([config], device)
 
         def choose(logits: Tensor, sequences: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
             scores, raw = process(sequences, logits)
             scores = warp(scores.float())
-            return draw(scores, numbers.at(count)), _known_best(scores.amax(-1), raw), scores
+            return draw(scores, numbers.at(count)), known_best(scores.amax(-1), raw), scores
 
         return choose
 
@@ -175,28 +169,6 @@ def build(name: str, request: DecodingRequest) -> Greedy | Sampling:
     if reasons:
         raise refused(name, reasons, f'Write decoding="{name}"; settings are arguments of the call.')
     return _STRATEGIES[name](request)
-
-
-def _feed(model: Any, prompt: Prompt, settings: Settings, room: int, model_kwargs: dict[str, Any]) -> Feed:
-    """What runs the model. model_kwargs: without attention_mask."""
-    if model_kwargs.get("inputs_embeds") is not None:
-        raise InputError("inputs_embeds cannot be continued from.", why="the strategy needs the ids of the prompt.",
-                         fix="Pass input_ids.", argument="inputs_embeds")  # fmt: skip
-    # The strategy decides which logits it needs and in what form; cells are always the next ones.
-    decided = ("use_cache", "past_key_values", "logits_to_keep", "return_dict", "cache_position", "inputs_embeds")
-    extra = {name: value for name, value in model_kwargs.items() if name not in decided and value is not None}
-    given = model_kwargs.get("past_key_values")
-    if model_kwargs.get("use_cache") is not False:
-        return CachedFeed(model, prompt, settings, room=room, given=given, extra=extra)
-    if given is not None:
-        raise InputError("past_key_values is given and use_cache=False says not to use it.",
-                         fix="Leave one of them out.", argument="use_cache")  # fmt: skip
-    return RecomputingFeed(model, prompt, settings, room=room, extra=extra)
-
-
-def _known_best(best: Tensor, raw: Tensor | None) -> Tensor:
-    """The best score; where the model's own was no finite number, that one, whatever a processor made of it."""
-    return best if raw is None else torch.where(raw.isfinite(), best.float(), raw)
 
 
 def _require_finite(best: Tensor, positions: Tensor) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from pluglm_decoding_standard.draw import draw
-from pluglm_decoding_standard.rng import Uniforms, philox, row_seeds, signed, uniforms
+from pluglm_decoding_blocks.draw import draw
+from pluglm_decoding_blocks.rng import Uniforms, philox, row_seeds, signed, uniforms
 
 # Random123 1.09, examples/kat_vectors, "philox4x32 10": counter, key -> result.
 KNOWN = (

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from pluglm.contracts import FinishReason
-from pluglm.text_stream import TextStream
-from pluglm_decoding_standard.failures import no_token
-from pluglm_decoding_standard.settings import Settings
+from pluglm_decoding_blocks.endings import Endings
+from pluglm_decoding_blocks.failures import no_token
+from pluglm_decoding_blocks.settings import Settings
 
 _REASONS: tuple[FinishReason, ...] = ("length", "eos", "stop")
 
@@ -47,20 +47,11 @@ class Rows(Protocol):
 
 
 class HostRows:
-    """Bookkeeping in Python: one read of the device a step. Needed for stop strings and streamers.
+    """Bookkeeping in Python: one read of the device a step. Needed for stop strings and streamers."""
 
-    Args:
-        limits: new tokens of each row at most. texts: each row's new text with the stop strings, or None.
-    """
-
-    def __init__(
-        self, settings: Settings, limits: Sequence[int], device: torch.device, texts: Sequence[TextStream] | None
-    ) -> None:
-        self._settings, self._limits, self._texts = settings, limits, texts
-        self._eos = frozenset(settings.eos)
-        self._alive = list(range(len(limits)))
-        self._counts = [0] * len(limits)
-        self._reasons: list[FinishReason] = ["length"] * len(limits)
+    def __init__(self, endings: Endings, device: torch.device) -> None:
+        self._endings = endings
+        self._alive = list(range(len(endings.limits)))
         self._device = device
         self.ended: Tensor | None = None
 
@@ -75,34 +66,19 @@ class HostRows:
             criteria = more[0] if more else None
         failed = {row: scores[row] for row in self._alive if not math.isfinite(scores[row])}
         if failed:
-            raise no_token(failed, self._counts[min(failed)])
-        going_on = []
-        for row in self._alive:
-            self._counts[row] += 1
-            reason = self._reason(row, int(ids[row]), criteria is not None and bool(criteria[row]))
-            if reason is None:
-                going_on.append(row)
-            else:
-                self._reasons[row] = reason
+            raise no_token(failed, self._endings.counts[min(failed)])
+        push = self._endings.push
+        going_on = [
+            row
+            for row in self._alive
+            if not push(row, int(ids[row]), done=criteria is not None and bool(criteria[row]))
+        ]
         if len(going_on) != len(self._alive):
             self._alive = going_on
-            ended = [True] * len(self._counts)
+            ended = [True] * len(self._endings.counts)
             for row in going_on:
                 ended[row] = False
             self.ended = torch.tensor(ended, device=self._device)
-
-    def _reason(self, row: int, token: int, done: bool) -> FinishReason | None:
-        """Why this row ends with `token`, or None."""
-        count, early = self._counts[row], self._counts[row] < self._settings.min_new
-        if token in self._eos:
-            return "eos"
-        if self._texts is not None:
-            self._texts[row].push(token)
-            if self._texts[row].stopped and not early:
-                return "stop"
-        if done:
-            return "stop"
-        return "length" if count >= self._limits[row] else None
 
     def finished(self) -> bool:
         """Known at once."""
@@ -110,7 +86,7 @@ class HostRows:
 
     def result(self) -> tuple[tuple[int, ...], tuple[FinishReason, ...]]:
         """As they stand."""
-        return tuple(self._counts), tuple(self._reasons)
+        return tuple(self._endings.counts), tuple(self._endings.reasons)
 
 
 class DeviceRows:

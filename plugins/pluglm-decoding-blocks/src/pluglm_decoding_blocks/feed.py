@@ -10,8 +10,8 @@ from torch import Tensor
 
 from pluglm.contracts import Cache
 from pluglm.errors import ContextLengthError, InputError
-from pluglm_decoding_standard.prompt import Prompt
-from pluglm_decoding_standard.settings import Settings
+from pluglm_decoding_blocks.prompt import Prompt
+from pluglm_decoding_blocks.settings import Settings
 
 
 class Feed(Protocol):
@@ -32,6 +32,28 @@ class Feed(Protocol):
     def finish(self, cells: int) -> None:
         """The sequences have this many cells, the last token aside."""
         ...
+
+
+def make_feed(model: Any, prompt: Prompt, settings: Settings, room: int, model_kwargs: Mapping[str, Any]) -> Feed:
+    """What runs the model. model_kwargs: of a strategy's call, without attention_mask."""
+    extra = further_arguments(model_kwargs)
+    given = model_kwargs.get("past_key_values")
+    if model_kwargs.get("use_cache") is not False:
+        return CachedFeed(model, prompt, settings, room=room, given=given, extra=extra)
+    if given is not None:
+        raise InputError("past_key_values is given and use_cache=False says not to use it.",
+                         fix="Leave one of them out.", argument="use_cache")  # fmt: skip
+    return RecomputingFeed(model, prompt, settings, room=room, extra=extra)
+
+
+def further_arguments(model_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a strategy's `model_kwargs` that only the forward call knows. Raises InputError for embeddings."""
+    if model_kwargs.get("inputs_embeds") is not None:
+        raise InputError("inputs_embeds cannot be continued from.", why="the strategy needs the ids of the prompt.",
+                         fix="Pass input_ids.", argument="inputs_embeds")  # fmt: skip
+    # The strategy decides which logits it needs and in what form; cells are always the next ones.
+    decided = ("use_cache", "past_key_values", "logits_to_keep", "return_dict", "cache_position", "inputs_embeds")
+    return {name: value for name, value in model_kwargs.items() if name not in decided and value is not None}
 
 
 class CachedFeed:

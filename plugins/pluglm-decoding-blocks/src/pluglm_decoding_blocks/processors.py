@@ -21,17 +21,20 @@ class RepetitionPenalty:
 
     Args:
         penalty: > 0. mask: [B, S] of the prompt, 0 for padding; None: no padding.
+        incremental: each call's ids are those of the call before and one more. False: any ids, looked at anew.
     """
 
-    def __init__(self, penalty: float, mask: Tensor | None = None) -> None:
+    def __init__(self, penalty: float, mask: Tensor | None = None, *, incremental: bool = True) -> None:
         self.penalty = penalty
         self._mask = mask
+        self._incremental = incremental
         self._seen: Tensor | None = None  # [B, V] bool
         self._length = 0  # cells of the sequence that are in it
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """[B, V] scores after the penalty. input_ids: [B, S], one longer than at the last call."""
-        if self._seen is None or self._seen.shape != scores.shape or input_ids.shape[1] < self._length:
+        """[B, V] scores after the penalty. input_ids: [B, S]."""
+        fits = self._seen is not None and self._seen.shape == scores.shape and input_ids.shape[1] >= self._length
+        if self._seen is None or not (fits and self._incremental):
             self._seen, self._length = torch.zeros_like(scores, dtype=torch.bool), 0
         new = input_ids[:, self._length :]
         if self._length == 0 and self._mask is not None:
@@ -65,20 +68,30 @@ class MinNewTokens:
 
 
 class Processors:
-    """All processors of one call, in order, on float32 scores."""
+    """All processors of one call, in order, on float32 scores.
+
+    Args:
+        own: the caller's. prompt_length, mask: of the prompts, [R, S].
+        incremental: as in `RepetitionPenalty`.
+    """
 
     def __init__(
         self, config: GenerationConfig, own: Sequence[LogitsProcessor] | None, *, prompt_length: int,
-        mask: Tensor | None, device: torch.device,
+        mask: Tensor | None, device: torch.device, incremental: bool = True,
     ) -> None:  # fmt: skip
         self._chain: list[LogitsProcessor] = []
         if config.repetition_penalty not in (None, 1.0):
-            self._chain.append(RepetitionPenalty(float(config.repetition_penalty), mask))
+            self._chain.append(RepetitionPenalty(float(config.repetition_penalty), mask, incremental=incremental))
         if config.min_new_tokens and config.eos_token_id:
             eos = torch.tensor(config.eos_token_id, device=device)
             self._chain.append(MinNewTokens(prompt_length, config.min_new_tokens, eos))
         self._foreign = bool(own)
         self._chain.extend(own or ())
+
+    @property
+    def idle(self) -> bool:
+        """There is nothing to do: scores are the logits."""
+        return not self._chain
 
     def __call__(self, input_ids: Tensor, logits: Tensor) -> tuple[Tensor, Tensor | None]:
         """Process the model's logits.
@@ -96,3 +109,12 @@ class Processors:
         for process in self._chain:
             scores = process(input_ids, scores)
         return scores, raw
+
+
+def known_best(best: Tensor, raw: Tensor | None) -> Tensor:
+    """The best score; where the model's own was no finite number, that one, whatever a processor made of it.
+
+    Args:
+        best: [R] after all processing. raw: as `Processors` gave it.
+    """
+    return best if raw is None else torch.where(raw.isfinite(), best.float(), raw)

@@ -1,4 +1,4 @@
-"""The loop that greedy decoding and sampling share: prefill, then choose, record, feed until every row has ended."""
+"""The loop of one token a row and pass: prefill, then choose, record, feed until every row has ended."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from pluglm.contracts import GenerationOutput, StoppingCriterion, Streamer
-from pluglm.text_stream import TextStream
-from pluglm_decoding_standard.feed import Feed
-from pluglm_decoding_standard.prompt import Prompt
-from pluglm_decoding_standard.rows import DeviceRows, HostRows, Rows
-from pluglm_decoding_standard.settings import Settings
+from pluglm_decoding_blocks.endings import Endings
+from pluglm_decoding_blocks.feed import Feed
+from pluglm_decoding_blocks.prompt import Prompt
+from pluglm_decoding_blocks.rows import DeviceRows, HostRows, Rows
+from pluglm_decoding_blocks.settings import Settings
 
 #: (logits [R, V], sequences [R, S], number of new tokens so far) -> tokens [R], best scores [R], scores [R, V].
 Choose = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor]]
@@ -77,11 +77,7 @@ def make_rows(job: Job, device: torch.device) -> Rows:
     late = job.feed.can_take_back()
     if device.type != "cpu" and job.streamer is None and not job.settings.stop and late:
         return DeviceRows(job.settings, job.limits, device)
-    texts = None
-    if job.settings.stop:
-        assert job.decode is not None
-        texts = [TextStream(job.decode, job.settings.stop) for _ in job.limits]
-    return HostRows(job.settings, job.limits, device, texts)
+    return HostRows(Endings(job.settings, job.limits, job.decode), device)
 
 
 def _done(criteria: Sequence[StoppingCriterion], sequences: Tensor, scores: Tensor) -> Tensor | None:

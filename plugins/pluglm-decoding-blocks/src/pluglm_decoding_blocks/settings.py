@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pluglm.contracts import GenerationConfig
 from pluglm.errors import InputError
-from pluglm_decoding_standard.failures import not_honoured
+from pluglm_decoding_blocks.failures import not_honoured
 
 #: Fields that every strategy of this package honours; `seed` is one of them, since a seed changes no greedy choice.
 COMMON_FIELDS = frozenset({
@@ -37,6 +38,10 @@ class Settings:
     copies: int
     chunk: int | None
     logprobs: bool
+
+    def alone(self) -> Settings:
+        """The same with one sequence of each prompt: for a prompt whose rows are copies already."""
+        return dataclasses.replace(self, copies=1)
 
     def limits(self, lengths: Sequence[int]) -> tuple[int, ...]:
         """New tokens of each row at most. lengths: real tokens of each prompt.

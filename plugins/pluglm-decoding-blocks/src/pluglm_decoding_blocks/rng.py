@@ -2,7 +2,8 @@
 
 Philox4x32-10 (Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3", section 3.3; constants
 and known answers from Random123 1.09). The key is the request's 64-bit seed. The counter is (position, 0, stream):
-stream 0 draws tokens, stream 1 derives the seeds of further rows, others are free.
+stream 0 draws tokens, 1 derives the seeds of further rows, 2 draws a draft's tokens, 3 decides whether they are
+accepted; others are free.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pluglm.errors import InputError
+
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _LOW = 0xFFFFFFFF
-TOKENS, ROWS = 0, 1
+TOKENS, ROWS, DRAFTS, ACCEPTANCES = 0, 1, 2, 3
 _BLOCK = 128
 
 
@@ -45,9 +48,9 @@ def _words(seeds: Tensor, positions: Tensor, stream: int) -> tuple[Tensor, Tenso
     return philox(counter, (seeds & _LOW, (seeds >> 32) & _LOW))
 
 
-def uniforms(seeds: Tensor, positions: Tensor) -> Tensor:
+def uniforms(seeds: Tensor, positions: Tensor, stream: int = TOKENS) -> Tensor:
     """float64 in [0, 1) with 53 random bits. seeds, positions: int64 tensors that broadcast."""
-    w0, w1, _, _ = _words(seeds, positions, TOKENS)
+    w0, w1, _, _ = _words(seeds, positions, stream)
     return ((w0 >> 5) * 2**26 + (w1 >> 6)).double() * 2.0**-53
 
 
@@ -71,18 +74,28 @@ def row_seeds(seed: int | Sequence[int] | None, rows: int) -> list[int]:
     return [signed(seed), *derived[1:]]
 
 
+def call_seeds(seed: int | Sequence[int] | None, rows: int, device: torch.device) -> Tensor:
+    """[R] int64, `row_seeds` of a call's `seed`. Raises InputError if there are more or fewer seeds than rows."""
+    if isinstance(seed, Sequence) and len(seed) != rows:
+        raise InputError(
+            f"there are {len(seed)} seeds for {rows} rows.",
+            fix="Pass one seed, or one for each sequence that is returned.", argument="seed",
+        )  # fmt: skip
+    return torch.tensor(row_seeds(seed, rows), device=device)
+
+
 class Uniforms:
     """The draws of one call, made a block of positions at a time. seeds: [R] int64, on the model's device."""
 
-    def __init__(self, seeds: Tensor) -> None:
-        self._seeds = seeds[:, None]
-        self._start = -_BLOCK
-        self._block = torch.empty(0)
+    def __init__(self, seeds: Tensor, stream: int = TOKENS) -> None:
+        self._seeds, self._stream = seeds[:, None], stream
+        self._blocks: dict[int, Tensor] = {}  # kept: rows of a ragged batch are at different positions
 
     def at(self, position: int) -> Tensor:
         """[R] float64, the draws for new token `position`."""
-        if not self._start <= position < self._start + _BLOCK:
-            self._start = position - position % _BLOCK
-            positions = torch.arange(self._start, self._start + _BLOCK, device=self._seeds.device)
-            self._block = uniforms(self._seeds, positions[None]).T.contiguous()  # [block, R]
-        return self._block[position - self._start]
+        number, offset = divmod(position, _BLOCK)
+        if number not in self._blocks:
+            positions = torch.arange(number * _BLOCK, (number + 1) * _BLOCK, device=self._seeds.device)
+            made = uniforms(self._seeds, positions[None], self._stream)  # [R, block]
+            self._blocks[number] = made.T.contiguous()
+        return self._blocks[number][offset]

@@ -8,8 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pluglm_decoding_standard.processors import MinNewTokens, Processors, RepetitionPenalty
-from pluglm_decoding_standard.warpers import Warpers
+from pluglm_decoding_blocks.processors import MinNewTokens, Processors, RepetitionPenalty
+from pluglm_decoding_blocks.warpers import Warpers
 from torch import Tensor
 
 from pluglm.contracts import GenerationConfig

@@ -1,0 +1,1 @@
+"""What decoding strategies share: prompts, settings, processors, draws, feeds, endings. It imports nothing itself."""

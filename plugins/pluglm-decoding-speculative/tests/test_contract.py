@@ -1,0 +1,25 @@
+"""Both strategies against the conformance kit."""
+
+from __future__ import annotations
+
+import pluglm_decoding_speculative
+import pytest
+import speculating
+
+from pluglm.testing.decoding import DecodingContract
+
+
+class TestPromptLookup(DecodingContract):
+    provider = pluglm_decoding_speculative.prompt_lookup
+
+    @pytest.mark.xfail(reason="a guess that failed went through the model in vain")
+    def test_every_token_goes_through_the_model_once(self) -> None:
+        super().test_every_token_goes_through_the_model_once()
+
+
+class TestAssisted(DecodingContract):
+    provider = speculating.Helped()
+
+    @pytest.mark.xfail(reason="a guess that failed went through the model in vain")
+    def test_every_token_goes_through_the_model_once(self) -> None:
+        super().test_every_token_goes_through_the_model_once()
