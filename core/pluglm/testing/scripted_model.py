@@ -6,6 +6,7 @@ twice, loses one or lets padding count gets other tokens. It follows the forward
 
 from __future__ import annotations
 
+import copy
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -98,6 +99,11 @@ class ScriptedCache:
         """The real tokens among a row's first cells, by position."""
         pairs = zip(self.positions[row, :cells].tolist(), self.tokens[row, :cells].tolist(), strict=True)
         return tuple(token for position, token in sorted(pairs) if position >= 0)
+
+    def fork(self) -> ScriptedCache:
+        """An independent copy: tensors are replaced, never changed in place."""
+        self._need("fork")
+        return copy.copy(self)
 
     def _need(self, operation: str) -> None:
         if operation not in self.operations:
