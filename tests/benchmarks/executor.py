@@ -31,7 +31,7 @@ SMOLLM2_135M = {
     "tie_word_embeddings": True, "torch_dtype": "bfloat16", "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
 #: Largest difference of logits: absolute in float32; in bfloat16 relative to the largest logit of the pass.
-TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
+TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
 PROMPT = 16
 
 

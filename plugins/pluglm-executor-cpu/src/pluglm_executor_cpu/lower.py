@@ -1,0 +1,248 @@
+"""A `DecoderProgram` and its weights become the list of operations that the library carries out.
+
+Weights are packed here, once; a row of x, and of everything between, is float32. The order is that of `pluglm_blocks`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pluglm.contracts import Attention, DecoderProgram, FeedForward, Norm, Part, Rope, SharedSlot
+from pluglm.contracts.program import Branch
+from pluglm_executor_cpu import native
+
+
+def padded(size: int) -> int:
+    """A row of `size` floats fills this many: whole registers, and what a weight's filled-up columns meet."""
+    return -(-size // 16) * 16
+
+
+class Buffer:
+    """[MAX_ROWS, padded(size)] floats, zero until written; the last ones of a row always."""
+
+    def __init__(self, size: int) -> None:
+        self.tensor = torch.zeros(native.MAX_ROWS, padded(size), dtype=torch.float32, device="cpu")
+        self.pointer, self.row = self.tensor.data_ptr(), self.tensor.shape[1]
+
+
+class Lowered:
+    """One model as operations.
+
+    Attributes:
+        ops: what `plan` points to. ropes: the distinct rotations, in the order of `Rotation` numbers.
+        sources: for each slot, the one that holds its keys. held: tensors that the operations point into.
+        nbytes: of packed weights.
+    """
+
+    def __init__(self, module: nn.Module, program: DecoderProgram, dtype: torch.dtype, library: native.Library) -> None:
+        self.program, self.dtype, self.library = program, dtype, library
+        self._parameters = dict(module.named_parameters())
+        self.held: list[Tensor] = []
+        self.ropes: list[Rope] = []
+        self.sources = [slot.source if isinstance(slot, SharedSlot) else i for i, slot in enumerate(program.slots)]
+        self.nbytes = 0
+        self._ops: list[native.Op] = []
+        C = self._size = program.embedding.hidden_size
+        self._widest = padded(C)
+        self._buffers: dict[str, Buffer] = {}
+        self._x = self._buffer("x", C)
+        self._embed()
+        for i, layer in enumerate(program.layers):
+            for branch in layer.branches:
+                self._branch(branch, f"layers.{i}.")
+        self._logits()
+        self.ops = (native.Op * len(self._ops))(*self._ops)
+        self.plan = native.Plan(
+            self.ops, len(self._ops), program.embedding.vocab_size, self._number(dtype), self._widest
+        )
+
+    # Weights
+
+    def _number(self, dtype: torch.dtype) -> int:
+        return native.DTYPES[str(dtype).removeprefix("torch.")]
+
+    def _hold(self, tensor: Tensor) -> int:
+        self.held.append(tensor)
+        return tensor.data_ptr()
+
+    def _float(self, name: str) -> Tensor:
+        return self._parameters[name].detach().float().contiguous()
+
+    def _packed(self, op: native.Op, weights: Sequence[Tensor], *, alternate: bool = False) -> None:
+        """Give an operation its weight: those of `weights` below each other, or their blocks in turn."""
+        filled = op.columns = -(-weights[0].shape[1] // 8) * 8
+        self._widest = max(self._widest, padded(filled))
+        whole = list(weights) if alternate else [torch.cat(tuple(weights)) if len(weights) > 1 else weights[0]]
+        op.rows = whole[0].shape[0]
+        blocks = -(-op.rows // 16)
+        out = torch.empty(len(whole) * blocks * 16 * filled, dtype=self.dtype, device="cpu")
+        for i, weight in enumerate(whole):
+            weight = weight if weight.stride(1) == 1 else weight.contiguous()
+            self.library.pack(weight, out, first=i, every=len(whole))
+        op.weight, op.dtype = self._hold(out), self._number(self.dtype)
+        self.nbytes += out.nbytes
+
+    def _bias(self, op: native.Op, biases: Sequence[Tensor | None], sizes: Sequence[int]) -> None:
+        """Biases of the rows below each other, zero where there is none, filled up to whole blocks."""
+        if all(bias is None for bias in biases):
+            return
+        parts = [torch.zeros(n) if b is None else b for b, n in zip(biases, sizes, strict=True)]
+        whole = torch.zeros(padded(sum(sizes)))
+        whole[: sum(sizes)] = torch.cat(parts)
+        op.bias = self._hold(whole)
+
+    def _optional(self, name: str, there: bool) -> Tensor | None:
+        return self._float(name) if there else None
+
+    def _norm(self, norm: Norm | None, name: str, *, scale: float = 1.0, size: int | None = None) -> native.Norm:
+        """A norm, the offset added where `pluglm_blocks.norm` adds it: in the model's dtype, unless it casts late."""
+        if norm is None:
+            return native.Norm(None, None, 0, size or self._size, 0.0, scale)
+        weight = bias = None
+        if norm.weight:
+            given = self._parameters[f"{name}.weight"].detach()
+            late = norm.kind == "rms" and norm.cast_late
+            weight = self._hold((given.float() + norm.offset if late else (given + norm.offset).float()).contiguous())
+        if norm.bias:
+            bias = self._hold(self._float(f"{name}.bias"))
+        return native.Norm(weight, bias, native.NORMS[norm.kind], norm.size, norm.eps, scale)
+
+    # Operations
+
+    def _buffer(self, name: str, size: int) -> Buffer:
+        """The buffer of this name and size; layers share them."""
+        key = f"{name}:{padded(size)}"
+        if key not in self._buffers:
+            self._buffers[key] = Buffer(size)
+        return self._buffers[key]
+
+    def _op(self, kind: int, src: Buffer | None, dst: Buffer | None, norm: native.Norm | None = None) -> native.Op:
+        op = native.Op(kind=kind, scale=1.0, gate_scale=1.0, rotation=-1)
+        if src is not None:
+            op.src, op.src_row = src.pointer, src.row
+        if dst is not None:
+            op.dst, op.dst_row = dst.pointer, dst.row
+        op.norm = norm if norm is not None else self._norm(None, "", size=src.row if src is not None else None)
+        self._ops.append(op)
+        return op
+
+    def _embed(self) -> None:
+        embedding = self.program.embedding
+        op = self._op(native.EMBED, None, self._x)
+        table = self._parameters["embed.weight"].detach().contiguous()
+        op.weight, op.dtype = self._hold(table), self._number(table.dtype)
+        op.rows, op.columns = table.shape
+        op.scale = float(torch.tensor(embedding.scale, dtype=self.dtype))  # as the torch module rounds it
+        if embedding.learned_positions is not None:
+            learned = self._parameters["embed_positions.weight"].detach().contiguous()
+            op.positions_table, op.positions_rows = self._hold(learned), learned.shape[0]
+            op.position_offset = embedding.position_offset
+        if embedding.norm is not None:
+            self._op(native.NORMALISE, self._x, self._x, self._norm(embedding.norm, "embed_norm"))
+
+    def _branch(self, branch: Branch, place: str) -> None:
+        """x += scale * sum of the parts. A single part without a norm behind it adds to x itself."""
+        alone = len(branch.parts) == 1
+        total = self._x if alone else self._buffer("total", self._size)
+        factor = branch.scale if alone else 1.0
+        for i, part in enumerate(branch.parts):
+            first = branch.parts[0] if part.share_norm_in else part
+            norm = self._norm(first.norm_in, f"{place}{first.name}_norm_in", scale=part.scale_in)
+            scale, adds = part.scale_out * factor, alone or i > 0
+            if part.norm_out is None:
+                self._part(part, norm, total, scale, adds, place)
+                continue
+            y = self._buffer("y", self._size)
+            self._part(part, norm, y, 1.0, False, place)
+            behind = self._norm(part.norm_out, f"{place}{part.name}_norm_out", scale=scale)
+            self._op(native.NORMALISE, y, total, behind).add = adds
+        if not alone:
+            op = self._op(native.NORMALISE, total, self._x, self._norm(None, "", scale=branch.scale))
+            op.add = 1
+
+    def _part(self, part: Part, norm: native.Norm, to: Buffer, scale: float, adds: bool, place: str) -> None:
+        name = f"{place}{part.name}"
+        if isinstance(part.op, Attention):
+            self._attention(part.op, name, norm, to, scale, adds)
+        else:
+            assert isinstance(part.op, FeedForward)  # `refusals` has looked
+            self._feed_forward(part.op, name, norm, to, scale, adds)
+
+    def _attention(self, op: Attention, name: str, norm: native.Norm, to: Buffer, scale: float, adds: bool) -> None:
+        spec, appends = op.spec, self.sources[op.slot] == op.slot
+        H, K, D, Dv = spec.num_heads, spec.num_kv_heads, spec.head_dim, spec.v_head_dim
+        names, sizes, with_bias = ["q"], [H * D], [op.q_bias]
+        if appends:
+            names, sizes, with_bias = ["q", "k", "v"], [H * D, K * D, K * Dv], [op.q_bias, op.k_bias, op.v_bias]
+        projected, q, o = self._buffer("qkv", sum(sizes)), self._buffer("q", H * D), self._buffer("o", H * Dv)
+        project = self._op(native.LINEAR, self._x, projected, norm)
+        self._packed(project, [self._parameters[f"{name}.{n}.weight"].detach() for n in names])
+        pairs = zip(names, with_bias, strict=True)
+        self._bias(project, [self._optional(f"{name}.{n}.bias", there) for n, there in pairs], sizes)
+        project.clip = op.qkv_clip or 0.0
+
+        heads, attend = self._op(native.HEADS, projected, q), self._op(native.ATTEND, q, o)
+        for each in (heads, attend):
+            each.slot, each.num_heads, each.num_kv_heads = self.sources[op.slot], H, K
+            each.head_dim, each.v_head_dim = D, Dv
+        heads.appends = appends
+        heads.q_norm, heads.k_norm = self._norm(None, "", size=D), self._norm(None, "", size=D)
+        if op.qk_norm is not None:
+            heads.norm_all = op.qk_norm_over == "all"
+            heads.q_norm = self._norm(op.qk_norm, f"{name}.q_norm")
+            if appends:
+                k_norm = dataclasses.replace(op.qk_norm, size=K * D if heads.norm_all else D)
+                heads.k_norm = self._norm(k_norm, f"{name}.k_norm")
+        if op.rope is not None:
+            if op.rope not in self.ropes:
+                self.ropes.append(op.rope)
+            heads.rotation = self.ropes.index(op.rope)
+            heads.interleaved = op.rope.interleaved
+        self._widest = max(self._widest, padded(D))
+
+        attend.scale, attend.softcap = spec.scale, spec.softcap or 0.0
+        attend.causal, attend.window, attend.chunk = spec.mask.causal, spec.mask.window or 0, spec.mask.chunk or 0
+        if spec.sinks:
+            attend.sinks = self._hold(self._float(f"{name}.sinks"))
+        if spec.alibi_slopes is not None:
+            attend.slopes = self._hold(torch.tensor(spec.alibi_slopes, dtype=torch.float32))
+
+        self._project(o, to, f"{name}.o", H * Dv, op.o_bias, scale, adds)
+
+    def _project(self, src: Buffer, to: Buffer, name: str, size: int, bias: bool, scale: float, adds: bool) -> None:
+        """Back to the residual: to (+)= scale * (src @ W.T + b)."""
+        op = self._op(native.LINEAR, src, to, self._norm(None, "", size=size))
+        self._packed(op, [self._parameters[f"{name}.weight"].detach()])
+        self._bias(op, [self._optional(f"{name}.bias", bias)], [self._size])
+        op.scale, op.add = scale, adds
+
+    def _feed_forward(
+        self, op: FeedForward, name: str, norm: native.Norm, to: Buffer, scale: float, adds: bool
+    ) -> None:
+        F = op.intermediate_size
+        h = self._buffer("h", F)
+        into = self._op(native.GATED if op.gated else native.LINEAR, self._x, h, norm)
+        names = ["gate", "up"] if op.gated else ["up"]
+        self._packed(into, [self._parameters[f"{name}.{n}.weight"].detach() for n in names], alternate=op.gated)
+        into.activation, into.gate_scale = native.ACTIVATIONS[op.activation], op.gate_scale
+        if op.bias and op.gated:
+            both = torch.zeros(padded(F) // 16, 2, 16)
+            for i, n in enumerate(names):
+                filled = torch.zeros(padded(F))
+                filled[:F] = self._float(f"{name}.{n}.bias")
+                both[:, i] = filled.view(-1, 16)
+            into.bias = self._hold(both)
+        elif op.bias:
+            self._bias(into, [self._float(f"{name}.up.bias")], [F])
+        self._project(h, to, f"{name}.down", F, op.bias, scale * op.down_scale, adds)
+
+    def _logits(self) -> None:
+        head = self.program.head
+        op = self._op(native.LOGITS, self._x, None, self._norm(self.program.final_norm, "norm"))
+        self._packed(op, [self._parameters["embed.weight" if head.tied else "head.weight"].detach()])
+        self._bias(op, [self._optional("head.bias", head.bias)], [op.rows])
+        op.scale, op.softcap = head.scale, head.softcap or 0.0

@@ -1,0 +1,474 @@
+// The operations of abi.h. Included once for each instruction set, after vectors.h.
+
+// What one thread needs beside the operation: the pass, its share, and room of its own.
+struct Context {
+    const Plan &plan;
+    const Pass &pass;
+    int thread, count;
+    float *normed;  // [MAX_ROWS, plan.scratch_rows]
+    float *scores;  // one query's, as many as the longest group has cells
+    int *seen;      // the cells that one query sees
+    i64 rows() const { return pass.B * pass.T; }
+    i64 from(i64 units) const { return units * thread / count; }
+    i64 to(i64 units) const { return units * (thread + 1) / count; }
+    i64 position(i64 row) const {
+        return pass.positions[row / pass.T * pass.positions_row + row % pass.T * pass.positions_column];
+    }
+};
+
+// Normalisation
+
+struct Moments { float mean, factor; };
+
+TARGET inline Moments moments(const Norm &norm, const float *x) {
+    const i64 size = norm.size;
+    float mean = 0.0f;
+    if (norm.kind == LAYER) {
+        V total = {};
+        i64 i = 0;
+        for (; i + WIDTH <= size; i += WIDTH) total += load(x + i);
+        mean = sum(total);
+        for (; i < size; i++) mean += x[i];
+        mean /= (float)size;
+    }
+    V total = {};
+    i64 i = 0;
+    for (; i + WIDTH <= size; i += WIDTH) {
+        const V v = load(x + i) - all(mean);
+        total += v * v;
+    }
+    float squares = sum(total);
+    for (; i < size; i++) squares += (x[i] - mean) * (x[i] - mean);
+    return {mean, 1.0f / std::sqrt(squares / (float)size + (float)norm.eps)};
+}
+
+// `count` numbers from `first` on of a vector whose moments are known.
+TARGET inline void normalise(const Norm &norm, Moments m, const float *x, float *to, i64 first, i64 count) {
+    const float scale = (float)norm.scale;
+    for (i64 i = 0; i < count; i++) {
+        float v = norm.kind == NO_NORM ? x[i] : (x[i] - m.mean) * m.factor;
+        if (norm.weight) v *= norm.weight[first + i];
+        if (norm.bias) v += norm.bias[first + i];
+        to[i] = v * scale;
+    }
+}
+
+TARGET inline void normalise(const Norm &norm, const float *x, float *to) {
+    normalise(norm, norm.kind == NO_NORM ? Moments{} : moments(norm, x), x, to, 0, norm.size);
+}
+
+TARGET inline void whole_rows(const Op &op, Context &c) {
+    for (i64 m = c.from(c.rows()); m < c.to(c.rows()); m++) {
+        float *to = op.dst + m * op.dst_row;
+        if (!op.add) {
+            normalise(op.norm, op.src + m * op.src_row, to);
+            continue;
+        }
+        normalise(op.norm, op.src + m * op.src_row, c.normed);
+        for (i64 i = 0; i < op.norm.size; i++) to[i] += c.normed[i];
+    }
+}
+
+// Embedding
+
+template <class T>
+TARGET inline void embed(const Op &op, Context &c) {
+    const T *table = (const T *)op.weight, *learned = (const T *)op.positions_table;
+    const i64 size = op.columns;
+    for (i64 m = c.from(c.rows()); m < c.to(c.rows()); m++) {
+        const i64 id = c.pass.ids[m / c.pass.T * c.pass.ids_row + m % c.pass.T * c.pass.ids_column];
+        const i64 position = c.position(m);
+        const T *vector = table + id * size;
+        const T *place = learned + ((position < 0 ? 0 : position) + op.position_offset) * size;
+        float *to = op.dst + m * op.dst_row;
+        for (i64 i = 0; i < size; i++) {
+            to[i] = widen(vector[i]) * (float)op.scale;
+            if (learned) to[i] += widen(place[i]);
+        }
+    }
+}
+
+// Products with a weight
+//
+// Packed as blocks of 16 output rows, so that a register holds outputs and no sum runs across it: float32 as
+// [blocks][columns][16], bfloat16 as [blocks][columns / 2][16][2]. Columns are filled up to a multiple of 8 and rows to
+// one of 16, with zeros.
+
+constexpr int PARTS = 16 / WIDTH;                      // registers of a block
+constexpr int MOST = WIDTH == 16 ? 8 : WIDTH == 8 ? 4 : 2;  // rows of x at once
+
+// Independent sums a row and register: enough to hide an addition's latency, no more than there are registers.
+template <int R>
+constexpr int chains() {
+    const int room = (WIDTH == 16 ? 16 : 8) / (R * PARTS);
+    return room < 1 ? 1 : room > 8 ? 8 : room;
+}
+
+template <int R>
+TARGET inline void dot(const float *w, const float *x, i64 x_row, i64 columns, float *out) {
+    constexpr int C = chains<R>();
+    V total[R][C][PARTS] = {};
+    for (i64 k = 0; k < columns; k += 8, w += 128) {
+#pragma GCC unroll 8
+        for (int line = 0; line < 8; line++) __builtin_prefetch(w + 1024 + 16 * line);
+#pragma GCC unroll 8
+        for (int j = 0; j < 8; j++)
+#pragma GCC unroll 4
+            for (int p = 0; p < PARTS; p++) {
+                const V v = load(w + 16 * j + WIDTH * p);
+#pragma GCC unroll 8
+                for (int r = 0; r < R; r++) total[r][j % C][p] += v * all(x[r * x_row + k + j]);
+            }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+        for (int p = 0; p < PARTS; p++) {
+            V v = total[r][0][p];
+#pragma GCC unroll 8
+            for (int i = 1; i < C; i++) v += total[r][i][p];
+            store(out + 16 * r + WIDTH * p, v);
+        }
+}
+
+template <int R>
+TARGET inline void dot(const std::uint16_t *w, const float *x, i64 x_row, i64 columns, float *out) {
+    constexpr int C = chains<R>();
+    V total[R][C][PARTS] = {};
+    for (i64 k = 0; k < columns; k += 8, w += 128) {
+#pragma GCC unroll 4
+        for (int line = 0; line < 4; line++) __builtin_prefetch(w + 2048 + 32 * line);
+#pragma GCC unroll 4
+        for (int j = 0; j < 8; j += 2)
+#pragma GCC unroll 4
+            for (int p = 0; p < PARTS; p++) {
+                U pair;
+                __builtin_memcpy(&pair, w + 16 * j + 2 * WIDTH * p, sizeof pair);
+                const V even = (V)(pair << 16), odd = (V)(pair & 0xffff0000u);
+#pragma GCC unroll 8
+                for (int r = 0; r < R; r++) {
+                    total[r][j % C][p] += even * all(x[r * x_row + k + j]);
+                    total[r][(j + 1) % C][p] += odd * all(x[r * x_row + k + j + 1]);
+                }
+            }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+        for (int p = 0; p < PARTS; p++) {
+            V v = total[r][0][p];
+#pragma GCC unroll 8
+            for (int i = 1; i < C; i++) v += total[r][i][p];
+            store(out + 16 * r + WIDTH * p, v);
+        }
+}
+
+// 16 outputs of `rows` rows of x: out [rows, 16].
+template <class T>
+TARGET inline void block(const Op &op, i64 index, const float *x, i64 x_row, i64 rows, float *out) {
+    const T *w = (const T *)op.weight + index * 16 * op.columns;
+    i64 r = 0;
+    if (MOST >= 8)
+        for (; r + 8 <= rows; r += 8) dot<MOST>(w, x + r * x_row, x_row, op.columns, out + 16 * r);
+    if (MOST >= 4)
+        for (; r + 4 <= rows; r += 4) dot<MOST < 4 ? MOST : 4>(w, x + r * x_row, x_row, op.columns, out + 16 * r);
+    for (; r + 2 <= rows; r += 2) dot<2>(w, x + r * x_row, x_row, op.columns, out + 16 * r);
+    for (; r < rows; r++) dot<1>(w, x + r * x_row, x_row, op.columns, out + 16 * r);
+}
+
+struct Silu { TARGET V of(V x) const { return x / (all(1.0f) + exponential(-x)); } };
+struct Relu { TARGET V of(V x) const { return larger(x, V{}); } };
+struct Relu2 { TARGET V of(V x) const { const V y = larger(x, V{}); return y * y; } };
+struct QuickGelu { TARGET V of(V x) const { return x / (all(1.0f) + exponential(all(-1.702f) * x)); } };
+struct GeluTanh {
+    TARGET V of(V x) const {
+        return all(0.5f) * x * (all(1.0f) + tanh_(all(0.79788456f) * (x + all(0.044715f) * x * x * x)));
+    }
+};
+struct Cap {
+    float cap;
+    TARGET V of(V x) const { return all(cap) * tanh_(x / all(cap)); }
+};
+
+TARGET inline void activate(i64 activation, float *x, i64 count) {
+    switch (activation) {
+        case SILU: return each(x, count, Silu{});
+        case RELU: return each(x, count, Relu{});
+        case RELU2: return each(x, count, Relu2{});
+        case QUICK_GELU: return each(x, count, QuickGelu{});
+        case GELU_TANH: return each(x, count, GeluTanh{});
+        case GELU:
+            for (i64 i = 0; i < count; i++) x[i] *= 0.5f * (1.0f + std::erf(x[i] * 0.70710678f));
+    }
+}
+
+// The rows that an operation reads, normalised by every thread for itself: cheaper than a barrier.
+TARGET inline const float *read_rows(const Op &op, Context &c, i64 keep, i64 &stride) {
+    const i64 T = c.pass.T, rows = c.pass.B * keep;
+    if (op.norm.kind == NO_NORM && op.norm.scale == 1.0 && keep == T) {
+        stride = op.src_row;
+        return op.src;
+    }
+    stride = c.plan.scratch_rows;
+    for (i64 m = 0; m < rows; m++) {
+        float *to = c.normed + m * stride;
+        normalise(op.norm, op.src + (m / keep * T + T - keep + m % keep) * op.src_row, to);
+        for (i64 i = op.norm.size; i < op.columns && i < stride; i++) to[i] = 0.0f;  // what the filled columns meet
+    }
+    return c.normed;
+}
+
+template <class T>
+TARGET inline void linear(const Op &op, Context &c) {
+    const i64 M = c.rows(), blocks = (op.rows + 15) / 16;
+    i64 stride;
+    const float *x = read_rows(op, c, c.pass.T, stride);
+    alignas(64) float out[16 * MAX_ROWS];
+    for (i64 b = c.from(blocks); b < c.to(blocks); b++) {
+        block<T>(op, b, x, stride, M, out);
+        const i64 width = op.rows - 16 * b < 16 ? op.rows - 16 * b : 16;
+        for (i64 m = 0; m < M; m++) {
+            float *y = out + 16 * m, *to = op.dst + m * op.dst_row + 16 * b;
+            if (op.bias)
+                for (int i = 0; i < 16; i++) y[i] += op.bias[16 * b + i];
+            if (op.clip > 0)
+                for (int i = 0; i < 16; i++) {
+                    y[i] = y[i] < -(float)op.clip ? -(float)op.clip : y[i];
+                    y[i] = y[i] > (float)op.clip ? (float)op.clip : y[i];
+                }
+            activate(op.activation, y, 16);
+            for (int i = 0; i < 16; i++) y[i] *= (float)op.scale;
+            if (op.add)
+                for (i64 i = 0; i < width; i++) to[i] += y[i];
+            else
+                for (i64 i = 0; i < width; i++) to[i] = y[i];
+        }
+    }
+}
+
+// Block 2b holds 16 rows of the gate, block 2b + 1 the same of up: one thread has both at hand.
+template <class T>
+TARGET inline void gated(const Op &op, Context &c) {
+    const i64 M = c.rows(), pairs = (op.rows + 15) / 16;
+    i64 stride;
+    const float *x = read_rows(op, c, c.pass.T, stride);
+    alignas(64) float gate[16 * MAX_ROWS], up[16 * MAX_ROWS];
+    for (i64 b = c.from(pairs); b < c.to(pairs); b++) {
+        block<T>(op, 2 * b, x, stride, M, gate);
+        block<T>(op, 2 * b + 1, x, stride, M, up);
+        const i64 width = op.rows - 16 * b < 16 ? op.rows - 16 * b : 16;
+        for (i64 m = 0; m < M; m++) {
+            float *g = gate + 16 * m, *u = up + 16 * m, *to = op.dst + m * op.dst_row + 16 * b;
+            if (op.bias)
+                for (int i = 0; i < 16; i++) {
+                    g[i] += op.bias[32 * b + i];
+                    u[i] += op.bias[32 * b + 16 + i];
+                }
+            for (int i = 0; i < 16; i++) g[i] *= (float)op.gate_scale;
+            activate(op.activation, g, 16);
+            for (i64 i = 0; i < width; i++) to[i] = g[i] * u[i];
+        }
+    }
+}
+
+template <class T, class L>
+TARGET inline void logits(const Op &op, Context &c) {
+    const i64 kept = c.pass.B * c.pass.keep, blocks = (op.rows + 15) / 16;
+    i64 stride;
+    const float *x = read_rows(op, c, c.pass.keep, stride);
+    alignas(64) float out[16 * MAX_ROWS];
+    for (i64 b = c.from(blocks); b < c.to(blocks); b++) {
+        block<T>(op, b, x, stride, kept, out);
+        const i64 width = op.rows - 16 * b < 16 ? op.rows - 16 * b : 16;
+        for (i64 m = 0; m < kept; m++) {
+            float *y = out + 16 * m;
+            if (op.bias)
+                for (int i = 0; i < 16; i++) y[i] += op.bias[16 * b + i];
+            for (int i = 0; i < 16; i++) y[i] *= (float)op.scale;
+            if (op.softcap > 0) each(y, 16, Cap{(float)op.softcap});
+            L *to = (L *)c.pass.logits + m * op.rows + 16 * b;
+            for (i64 i = 0; i < width; i++) narrow(to + i, y[i]);
+        }
+    }
+}
+
+// Heads and the cache
+
+TARGET inline void rotate(const Op &op, Context &c, i64 row, float *head) {
+    if (op.rotation < 0) return;
+    const Rotation &r = c.pass.rotations[op.rotation];
+    const i64 position = c.position(row) < 0 ? 0 : c.position(row);
+    const i64 at = r.positions ? position * r.half : row / c.pass.T * r.row + row % c.pass.T * r.half;
+    const float *cos = r.cos + at, *sin = r.sin + at;
+    const i64 half = r.half, step = op.interleaved ? 2 : 1, other = op.interleaved ? 1 : half;
+    for (i64 i = 0; i < half; i++) {
+        const float a = head[step * i], b = head[step * i + other];
+        head[step * i] = a * cos[i] - b * sin[i];
+        head[step * i + other] = b * cos[i] + a * sin[i];
+    }
+}
+
+// One head of a projection, normed if there is a norm. `projected`: the whole projection, `index`: which head.
+TARGET inline void head(const Op &op, const Norm &norm, const float *projected, i64 index, i64 size, float *to) {
+    const float *from = projected + index * size;
+    const bool whole = op.norm_all && norm.kind != NO_NORM;
+    const Moments m = norm.kind == NO_NORM ? Moments{} : moments(norm, whole ? projected : from);
+    normalise(norm, m, from, to, whole ? index * size : 0, size);
+}
+
+template <class T>
+TARGET inline void keep(char *base, i64 at, const float *from, i64 count) {
+    T *to = (T *)base + at;
+    for (i64 i = 0; i < count; i++) narrow(to + i, from[i]);
+}
+
+template <class T>
+TARGET inline void heads(const Op &op, Context &c) {
+    const i64 q = op.num_heads, k = op.num_kv_heads, D = op.head_dim, Dv = op.v_head_dim;
+    const i64 units = op.appends ? q + 2 * k : q;
+    const Slot &slot = c.pass.slots[op.slot];
+    const Group &group = c.pass.groups[slot.group];
+    const i64 all_units = c.rows() * units;
+    for (i64 u = c.from(all_units); u < c.to(all_units); u++) {
+        const i64 m = u / units, index = u % units;
+        const i64 b = m / c.pass.T, cell = group.shift + group.length - c.pass.T + m % c.pass.T;
+        const float *row = op.src + m * op.src_row;
+        if (index < q) {
+            float *to = op.dst + m * op.dst_row + index * D;
+            head(op, op.q_norm, row, index, D, to);
+            rotate(op, c, m, to);
+        } else if (index < q + k) {
+            const i64 h = index - q;
+            head(op, op.k_norm, row + q * D, h, D, c.normed);
+            rotate(op, c, m, c.normed);
+            keep<T>(slot.k, b * slot.k_row + h * slot.k_head + cell * slot.k_cell, c.normed, D);
+        } else {
+            const i64 h = index - q - k;
+            keep<T>(slot.v, b * slot.v_row + h * slot.v_head + cell * slot.v_cell, row + (q + k) * D + h * Dv, Dv);
+        }
+    }
+}
+
+// Attention
+
+template <class T>
+TARGET inline float product(const float *q, const T *k, i64 D) {
+    V one = {}, two = {};
+    i64 i = 0;
+    for (; i + 2 * WIDTH <= D; i += 2 * WIDTH) {
+        one += load(q + i) * load(k + i);
+        two += load(q + i + WIDTH) * load(k + i + WIDTH);
+    }
+    for (; i + WIDTH <= D; i += WIDTH) one += load(q + i) * load(k + i);
+    float total = D >= WIDTH ? sum(one + two) : 0.0f;
+    for (; i < D; i++) total += q[i] * widen(k[i]);
+    return total;
+}
+
+// The cells of row `b` that a query at `position` sees: how many, as c.seen if `listed`, else from `first` on.
+TARGET inline i64 visible(const Op &op, Context &c, const Group &g, i64 b, i64 position, i64 &first, bool &listed) {
+    listed = g.start < 0;
+    first = 0;
+    if (position < 0) return 0;
+    if (!listed) {
+        i64 lowest = g.start, end = g.start + g.length;  // positions
+        if (op.causal && position + 1 < end) end = position + 1;
+        if (op.window && position - op.window + 1 > lowest) lowest = position - op.window + 1;
+        if (op.chunk) {
+            const i64 chunk = position / op.chunk * op.chunk;
+            if (chunk > lowest) lowest = chunk;
+            if (chunk + op.chunk < end) end = chunk + op.chunk;
+        }
+        first = lowest - g.start;
+        return end > lowest ? end - lowest : 0;
+    }
+    const i64 *positions = g.positions + b * g.positions_row;
+    i64 count = 0;
+    for (i64 j = 0; j < g.length; j++) {
+        const i64 at = positions[j];
+        if (at < 0 || (op.causal && at > position) || (op.window && position - at >= op.window)) continue;
+        if (op.chunk && at / op.chunk != position / op.chunk) continue;
+        c.seen[count++] = (int)j;
+    }
+    return count;
+}
+
+struct Softmax {
+    float highest;
+    TARGET V of(V x) const { return exponential(x - all(highest)); }
+};
+
+// Scale, soft cap, ALiBi, softmax with sinks, values: the order of `AttentionSpec`.
+template <class T>
+TARGET inline void attend(const Op &op, Context &c) {
+    const i64 D = op.head_dim, Dv = op.v_head_dim, group_size = op.num_heads / op.num_kv_heads, tokens = c.pass.T;
+    const Slot &slot = c.pass.slots[op.slot];
+    const Group &g = c.pass.groups[slot.group];
+    const i64 units = c.rows() * op.num_heads;  // (row of the batch, head, token): neighbours share keys
+    for (i64 u = c.from(units); u < c.to(units); u++) {
+        const i64 t = u % tokens, h = u / tokens % op.num_heads, b = u / tokens / op.num_heads, m = b * tokens + t;
+        const i64 position = c.position(m), kv = h / group_size;
+        const float *q = op.src + m * op.src_row + h * D;
+        float *o = op.dst + m * op.dst_row + h * Dv, *s = c.scores;
+        const T *k = (const T *)slot.k + b * slot.k_row + kv * slot.k_head + g.shift * slot.k_cell;
+        const T *v = (const T *)slot.v + b * slot.v_row + kv * slot.v_head + g.shift * slot.v_cell;
+        for (i64 i = 0; i < Dv; i++) o[i] = 0.0f;
+        i64 first;
+        bool listed;
+        const i64 count = visible(op, c, g, b, position, first, listed);
+        if (count == 0) continue;
+        for (i64 j = 0; j < count; j++)
+            s[j] = product(q, k + (listed ? c.seen[j] : first + j) * slot.k_cell, D) * (float)op.scale;
+        if (op.softcap > 0) each(s, count, Cap{(float)op.softcap});
+        if (op.slopes)
+            for (i64 j = 0; j < count; j++) {
+                const i64 at = listed ? g.positions[b * g.positions_row + c.seen[j]] : g.start + first + j;
+                s[j] -= op.slopes[h] * (float)(position - at);
+            }
+        float highest = op.sinks ? op.sinks[h] : s[0];
+        for (i64 j = 0; j < count; j++) highest = s[j] > highest ? s[j] : highest;
+        each(s, count, Softmax{highest});
+        float total = op.sinks ? std::exp(op.sinks[h] - highest) : 0.0f;
+        V sums = {};
+        i64 j = 0;
+        for (; j + WIDTH <= count; j += WIDTH) sums += load(s + j);
+        total += sum(sums);
+        for (; j < count; j++) total += s[j];
+        const float inverse = 1.0f / total;
+        i64 i = 0;
+        for (; i + 4 * WIDTH <= Dv; i += 4 * WIDTH) {
+            V out[4] = {};
+            for (i64 j = 0; j < count; j++) {
+                const T *value = v + (listed ? c.seen[j] : first + j) * slot.v_cell + i;
+#pragma GCC unroll 4
+                for (int part = 0; part < 4; part++) out[part] += all(s[j]) * load(value + part * WIDTH);
+            }
+#pragma GCC unroll 4
+            for (int part = 0; part < 4; part++) store(o + i + part * WIDTH, out[part] * all(inverse));
+        }
+        if (i < Dv) {
+            for (i64 j = 0; j < count; j++) {
+                const T *value = v + (listed ? c.seen[j] : first + j) * slot.v_cell;
+                for (i64 d = i; d < Dv; d++) o[d] += s[j] * widen(value[d]);
+            }
+            for (i64 d = i; d < Dv; d++) o[d] *= inverse;
+        }
+    }
+}
+
+TARGET inline void carry_out(const Op &op, Context &c) {
+    const bool half = op.dtype == BFLOAT16;
+    switch (op.kind) {
+        case EMBED: return half ? embed<std::uint16_t>(op, c) : embed<float>(op, c);
+        case NORMALISE: return whole_rows(op, c);
+        case LINEAR: return half ? linear<std::uint16_t>(op, c) : linear<float>(op, c);
+        case GATED: return half ? gated<std::uint16_t>(op, c) : gated<float>(op, c);
+        case LOGITS:
+            if (c.plan.logits_dtype == BFLOAT16)
+                return half ? logits<std::uint16_t, std::uint16_t>(op, c) : logits<float, std::uint16_t>(op, c);
+            return half ? logits<std::uint16_t, float>(op, c) : logits<float, float>(op, c);
+    }
+    const bool half_cache = c.pass.slots[op.slot].dtype == BFLOAT16;
+    if (op.kind == HEADS) return half_cache ? heads<std::uint16_t>(op, c) : heads<float>(op, c);
+    return half_cache ? attend<std::uint16_t>(op, c) : attend<float>(op, c);
+}

@@ -1,0 +1,94 @@
+"""The native executor chooses the tokens that the torch module chooses, or refuses the model while it is planned."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import kit
+import pytest
+from checkpoints import VARIANTS
+
+import pluglm
+from pluglm.errors import UnsupportedRequestError
+from pluglm.lm import LanguageModel
+
+native = pytest.importorskip("pluglm_executor_cpu.native")
+pytestmark = [
+    pytest.mark.skipif(native.library() is None, reason="pluglm-executor-cpu has no compiled library here"),
+    pytest.mark.skipif(
+        "PLUGLM_EXPERIMENTAL" not in os.environ, reason="experimental; `make test-executor-cpu` runs it"
+    ),
+]
+
+#: Ops of a program that it refuses, by their names there.
+REFUSED = {"experts", "latent_attention", "state_space"}
+TOLERANCE = 1e-4
+STEPS = 40
+every_variant = pytest.mark.parametrize("name", VARIANTS)
+
+
+@pytest.fixture
+def run_natively(folder: Callable[[str], Path]) -> Callable[..., LanguageModel]:
+    """(variant, cache) -> the model with `executor="cpu"`; a skip where it is refused, as it must be."""
+
+    def load(name: str, program: Any, layout: str) -> LanguageModel:
+        how: dict[str, Any] = {
+            "dtype": "float32", "device": "cpu", "attention": "eager", "cache": layout, "decoding": "greedy",
+            "executor": "executor/cpu", "options": {"executor": {"threads": 1}}, "manager": kit.manager(),
+        }  # fmt: skip
+        refused = sorted({op.op for op in program.ops()} & REFUSED)
+        if refused:
+            with pytest.raises(UnsupportedRequestError) as caught:
+                pluglm.load(folder(name), **how)
+            said = "\n".join(getattr(caught.value, "reasons", ()))
+            assert all(f"it does not compute {op.replace('_', ' ')}" in said for op in refused)
+            pytest.skip(f"refused, as it should be: {', '.join(refused)}")
+        return pluglm.load(folder(name), **how)
+
+    return load
+
+
+@every_variant
+def test_greedy_tokens_are_those_of_the_torch_module(name: str, loaded: Any, run_natively: Any) -> None:
+    eager = loaded(name)
+    lm = run_natively(name, eager.model.description.program, "dynamic")
+    start = kit.prompt(29, VARIANTS[name].seed)
+    want, want_logits = kit.greedy(eager.model, start, STEPS, use_cache=True)
+    got, logits = kit.greedy(lm.model, start, STEPS, use_cache=True)
+    assert got == want
+    assert (logits - want_logits).abs().max() <= TOLERANCE
+    assert (lm.model.executor.native_passes, lm.model.executor.torch_passes) == (STEPS - 1, 1)
+
+
+@every_variant
+@pytest.mark.parametrize(("side", "layout"), [("left", "static"), ("right", "hybrid")])
+def test_ragged_rows_choose_the_tokens_of_the_torch_module(
+    name: str, side: str, layout: str, loaded: Any, run_natively: Any
+) -> None:
+    eager = loaded(name)
+    lm = run_natively(name, eager.model.description.program, layout)
+    starts = [kit.prompt(length, VARIANTS[name].seed) for length in (29, 13)]
+    want = kit.greedy_ragged(eager, starts, STEPS, side=side, use_cache=True)
+    assert kit.greedy_ragged(lm, starts, STEPS, side=side, use_cache=True) == want
+    assert lm.model.executor.native_passes == STEPS - 1
+
+
+def test_a_completion_runs_natively_from_end_to_end(loaded: Any, run_natively: Any) -> None:
+    eager = loaded("llama-llama3")
+    lm = run_natively("llama-llama3", eager.model.description.program, "static")
+    prompt = kit.prompt(29).tolist()
+    one, two = (each.complete(prompt, max_new_tokens=STEPS) for each in (lm, eager))
+    assert one.token_ids == two.token_ids
+    assert len(one.token_ids) == STEPS
+    assert lm.model.executor.native_passes == STEPS - 1
+
+
+def test_auto_leaves_it_alone(folder: Callable[[str], Path]) -> None:
+    """It works when named: it states no facts, by which alone `auto` chooses."""
+    plan = pluglm.explain(folder("llama-llama3"), manager=kit.manager())
+    assert plan["executor"].provider == "pluglm-executor-eager:executor/eager"
+    considered = {rejected.provider: rejected.reasons for rejected in plan["executor"].rejected}
+    assert considered["pluglm-executor-cpu:executor/cpu"] == ("has no pluglm.json; works when named",)
