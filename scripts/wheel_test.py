@@ -43,6 +43,8 @@ from packaging.utils import NormalizedName, canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 CORE = "pluglm"
+#: What `make test` runs as well need not take its time twice.
+MARKERS = "not gpu and not network and not slow"
 
 # Runs inside the clean environment: imports every module below argv[1], prints one line for each that is missing.
 IMPORT_ALL = """
@@ -58,9 +60,12 @@ def visit(name):
             print(f"    {name} imports {error.name!r}, which no requirement provides")
             missing += 1
         return
-    for child in pkgutil.iter_modules(getattr(module, "__path__", []), name + "."):
-        if child.name.rpartition(".")[2] != "__main__":
-            visit(child.name)
+    for child in pkgutil.iter_modules(getattr(module, "__path__", [])):
+        # lib*.so is a library in C, loaded by ctypes, though Python takes its suffix for a module's.
+        file = child.module_finder.find_spec(child.name).origin or ""
+        library = child.name.startswith("lib") and not file.endswith(".py")
+        if child.name != "__main__" and not library:
+            visit(name + "." + child.name)
 visit(sys.argv[1])
 sys.exit(bool(missing))
 """
@@ -251,7 +256,7 @@ def check(package: Package, packages: dict[NormalizedName, Package], work: Path)
     copy = work / f"{package.name}-tests" / "tests"
     shutil.copytree(tests, copy, ignore=shutil.ignore_patterns("__pycache__"))
     settings = ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(copy.parent), "-p", "no:cacheprovider"]
-    if said := environment.run("-m", "pytest", "--quiet", *settings, "-m", "not gpu and not network", str(copy)):
+    if said := environment.run("-m", "pytest", "--quiet", *settings, "-m", MARKERS, str(copy)):
         raise WheelTestError(f"its tests fail when it is installed alone.\n{said}")
 
 
