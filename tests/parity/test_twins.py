@@ -18,14 +18,14 @@ from checkpoints import VARIANTS
 from rewriting import Weights, nodes
 from torch import Tensor
 
-from pluglm.contracts import DecoderProgram, Rope, StateSpace
+from pluglm.contracts import DecoderProgram, Experts, Rope, StateSpace
 from pluglm.lm import LanguageModel
 
 Loaded = Callable[..., LanguageModel]
 
 #: A broken twin is at least this far from the model, ten times what parity allows.
 CLEARLY = 1e-3
-#: The same numbers may be added in another order where they lie otherwise in memory (few rows of an expert).
+#: Of twins with experts: the products of an expert's few rows may add the same numbers in another order.
 ROUNDING = 1e-5
 #: A text beyond every stretched length and window, and one below.
 TEXTS = (kit.prompt(90)[None], kit.prompt(20)[None])
@@ -66,7 +66,8 @@ def renamed(weights: Weights) -> Weights:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_an_unbroken_twin_is_the_model_itself(name: str, sound: Any, loaded: Loaded) -> None:
     program, weights, logits = sound(name)
-    assert distance(loaded(name), program, weights, logits) <= ROUNDING
+    has_experts = any(isinstance(op, Experts) for op in program.ops())
+    assert distance(loaded(name), program, weights, logits) <= (ROUNDING if has_experts else 0.0)
 
 
 @pytest.mark.parametrize("knob", knobs.KNOBS)

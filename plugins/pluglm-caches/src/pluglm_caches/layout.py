@@ -122,9 +122,9 @@ class Layout:
     def kv_store(self, slot: KVSlot, rows: int, capacity: int | None) -> Store:
         """The store of one slot of keys and values. Here: all of them, with room that grows, or never does."""
         room = capacity if self.fixed and capacity is not None else 0
-        return KVStore.empty(slot, rows, room, self.dtype, self.device, fixed=self.fixed, hint=capacity)
+        return KVStore.empty(slot, rows, room, self.dtype, self.device, hint=capacity)
 
     def latent_store(self, slot: LatentSlot, rows: int, capacity: int | None) -> Store:
         """The store of one slot of latents; as `kv_store`."""
         room = capacity if self.fixed and capacity is not None else 0
-        return LatentStore.empty(slot, rows, room, self.dtype, self.device, fixed=self.fixed, hint=capacity)
+        return LatentStore.empty(slot, rows, room, self.dtype, self.device, hint=capacity)

@@ -20,7 +20,6 @@ class TokenStore(Store):
 
     Args:
         first, second: their room is the cell axis; what they hold counts once it is committed.
-        fixed: never replaced by larger ones.
         hint: cells that will be needed at most, as far as the caller knows: no room is made beyond them before.
     """
 
@@ -29,10 +28,10 @@ class TokenStore(Store):
     #: Cells at the end of the tensors that are not for tokens of the text.
     spare = 0
 
-    def __init__(self, first: Tensor, second: Tensor, *, fixed: bool = False, hint: int | None = None) -> None:
+    def __init__(self, first: Tensor, second: Tensor, *, hint: int | None = None) -> None:
         self.one, self.two = first, second
         self.dtype = first.dtype
-        self.fixed, self.hint = fixed, hint
+        self.hint = hint
         self.room = first.shape[self.axis] - self.spare
         self._count = -1  # T that the two shapes below are for: built once for a run of decode steps
         self._one_shape: tuple[int, ...] = ()
@@ -113,7 +112,7 @@ class TokenStore(Store):
 
     def like(self, one: Tensor, two: Tensor) -> TokenStore:
         """A store of the same kind around other tensors."""
-        return type(self)(one, two, fixed=self.fixed, hint=self.hint)
+        return type(self)(one, two, hint=self.hint)
 
     def crop(self, length: int) -> None:
         if not length:

@@ -37,9 +37,8 @@ class WindowStore(KVStore):
         chunk: int | None,
         slack: int,
         hint: int | None = None,
-        fixed: bool = False,
     ) -> None:
-        super().__init__(first, second, fixed=fixed, hint=hint)
+        super().__init__(first, second, hint=hint)
         self.window, self.chunk, self.slack = window, chunk, slack
         needed = min(size for size in (window, chunk) if size is not None) + slack + self.spare
         #: Cells of the tensor once it is as large as it will stay.
@@ -97,9 +96,7 @@ class WindowStore(KVStore):
         return length < self.first or cells.first_read(self.window, self.chunk, length=length) < self.first
 
     def like(self, one: Tensor, two: Tensor) -> WindowStore:
-        return type(self)(
-            one, two, window=self.window, chunk=self.chunk, slack=self.slack, hint=self.hint, fixed=self.fixed
-        )
+        return type(self)(one, two, window=self.window, chunk=self.chunk, slack=self.slack, hint=self.hint)
 
     def suffices(self, cells: int, held: int) -> bool:
         """A file of any layout with these slots: how many cells are in reach depends on positions, gaps and chunks."""
