@@ -220,7 +220,9 @@ class DecodingContract:
             )  # fmt: skip
 
     def test_scores_that_are_no_numbers_give_an_error_and_no_token(self) -> None:
-        script: Script = lambda h: {4: float("nan")} if len(h) == len(LONG) + 1 else {}  # noqa: E731
+        def script(h: tuple[int, ...]) -> dict[int, float]:
+            return {**never_ends(h), **({4: float("nan")} if len(h) == len(LONG) + 1 else {})}
+
         streamer = Recorder()
         with pytest.raises(Exception, match=r"NaN|not finite") as caught:
             self.run(ScriptedModel(V, script), [SHORT, LONG], streamer=streamer, max_new_tokens=3)

@@ -81,7 +81,7 @@ class Layout:
 
     def _misfit(self, name: str, value: Any) -> str:
         if name not in self.options:
-            return f"it has no option {name!r}"
+            return f"it has no option {name!r}, only {', '.join(sorted(self.options)) or 'none at all'}"
         known = self.options[name]
         if isinstance(known, str):
             return "" if isinstance(value, str) else f"its option {name} is a text, not {value!r}"
