@@ -38,7 +38,7 @@ BORDER: dict[str, tuple[Any, ...]] = {
               c.StateSlot, c.CrossSlot, c.SharedSlot, c.DenseView, c.PagedView, c.QuantizedView, c.LatentView),
     "quantizer": (hookspecs.QuantizerHooks, c.Quantizer, c.QuantizerRequest),
     "decoding": (hookspecs.DecodingHooks, c.DecodingStrategy, c.DecodingRequest, c.GenerationConfig,
-                 c.GenerationOutput, c.Streamer, c.TokenSelector),
+                 c.GenerationOutput, c.Streamer, c.TokenSelector, c.Placed),
     "kernel": (hookspecs.KernelHooks, c.KernelRequest, dict(runtime.KERNEL_OPS)),
     "executor": (hookspecs.ExecutorHooks, c.Executor, c.ExecutorRequest, c.ForwardInput, c.ForwardOutput),
     "source": (hookspecs.SourceHooks, c.Source, c.SourceRequest),

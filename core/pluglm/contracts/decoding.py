@@ -14,9 +14,42 @@ if TYPE_CHECKING:
 
 #: (input_ids [B, S], scores [B, V] float32) -> scores [B, V]; may change `scores` in place.
 LogitsProcessor = Callable[["Tensor", "Tensor"], "Tensor"]
+#: Where the stages of score processing stand, in the order of transformers 5.23. "user": the caller's own.
+STAGES = (
+    "guidance", "sequence_bias", "encoder_repetition_penalty", "repetition_penalty", "no_repeat_ngram",
+    "encoder_no_repeat_ngram", "bad_words", "min_length", "min_new_tokens", "prefix_allowed_tokens", "forced_bos",
+    "forced_eos", "remove_invalid_values", "exponential_decay", "suppress", "begin_suppress", "user", "constraint",
+    "temperature", "top_h", "top_k", "top_p", "min_p", "typical", "epsilon", "eta", "watermark", "renormalize",
+)  # fmt: skip
 #: (input_ids [B, S], scores [B, V] or None) -> [B] bool, True where a row shall end.
 StoppingCriterion = Callable[["Tensor", "Tensor | None"], "Tensor"]
 FinishReason = Literal["eos", "length", "stop"]
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A logits processor of the caller's with its place in the order; without one it stands at "user".
+
+    Attributes:
+        process: the processor. before, after: a name of `STAGES`; exactly one of them. Where a strategy or a call has
+            nothing at that stage, the place is kept all the same.
+    """
+
+    process: LogitsProcessor
+    before: str | None = None
+    after: str | None = None
+
+    def __post_init__(self) -> None:
+        stage = self.before if self.before is not None else self.after
+        if (self.before is None) == (self.after is None) or stage not in STAGES:
+            raise InputError(
+                f"Placed(before={self.before!r}, after={self.after!r}) names no place.",
+                fix=f"Give one of them, a stage: {', '.join(STAGES)}.", argument="logits_processor",
+            )  # fmt: skip
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """As the processor: a strategy that knows no places runs it among the caller's own."""
+        return self.process(input_ids, scores)
 
 
 @dataclass(frozen=True)
@@ -124,6 +157,12 @@ class GenerationOutput:
         num_new_tokens: a row; an end token counts.
         finish_reasons: a row.
         logprobs: [rows][new tokens] of the chosen tokens, if asked for.
+        sequence_scores: a row, of strategies that rank sequences: the score that ranked it.
+        beam_indices: [rows][new tokens] which row of the search each token came from, of strategies that search.
+        scores: a step: [R, V] float32, after processors and warpers, if asked for with output_scores.
+        logits: a step: [R, V] as the model gave them, if asked for with output_logits.
+        hidden_states: a step: L + 1 tensors [R, T, C], if asked for with output_hidden_states; T is the prompt's length
+            at first, then 1.
     """
 
     sequences: Tensor
@@ -131,6 +170,11 @@ class GenerationOutput:
     num_new_tokens: tuple[int, ...]
     finish_reasons: tuple[FinishReason, ...]
     logprobs: tuple[tuple[float, ...], ...] | None = None
+    sequence_scores: tuple[float, ...] | None = None
+    beam_indices: tuple[tuple[int, ...], ...] | None = None
+    scores: tuple[Tensor, ...] | None = None
+    logits: tuple[Tensor, ...] | None = None
+    hidden_states: tuple[tuple[Tensor, ...], ...] | None = None
 
     def completion(self, row: int) -> list[int]:
         """The new token ids of one row, padding cut off."""
