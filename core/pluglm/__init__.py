@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pluglm.checkpoint import ConfigReader
+    from pluglm.completions import Completion
     from pluglm.contracts import GenerationConfig, GenerationOutput
     from pluglm.errors import (
         CacheError,
@@ -40,14 +41,17 @@ if TYPE_CHECKING:
     from pluglm.lm import LanguageModel
     from pluglm.loading import explain, load
     from pluglm.plan import Plan
+    from pluglm.row_texts import Piece
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Completion": "pluglm.completions",
     "ConfigReader": "pluglm.checkpoint",
     "GenerationConfig": "pluglm.contracts",
     "GenerationOutput": "pluglm.contracts",
     "LanguageModel": "pluglm.lm",
+    "Piece": "pluglm.row_texts",
     "Plan": "pluglm.plan",
     "explain": "pluglm.loading",
     "hookimpl": "pluglm.hookspecs",
@@ -64,11 +68,11 @@ _HOMES = {
 }  # fmt: skip
 
 __all__ = [
-    "CacheError", "CheckpointError", "ConfigError", "ConfigReader", "ContextLengthError", "GenerationConfig",
-    "GenerationError", "GenerationOutput", "IncompatiblePluginError", "InputError", "LanguageModel",
-    "ManifestError", "ModelError", "ModelNotFoundError", "Plan", "PlanError", "PluginConflictError",
-    "PluginDisabledError", "PluginError", "PluginNotFoundError", "PluglmError", "QuarantinedError", "SaveError",
-    "UnsupportedRequestError", "__version__", "explain", "hookimpl", "load",
+    "CacheError", "CheckpointError", "Completion", "ConfigError", "ConfigReader", "ContextLengthError",
+    "GenerationConfig", "GenerationError", "GenerationOutput", "IncompatiblePluginError", "InputError",
+    "LanguageModel", "ManifestError", "ModelError", "ModelNotFoundError", "Piece", "Plan", "PlanError",
+    "PluginConflictError", "PluginDisabledError", "PluginError", "PluginNotFoundError", "PluglmError",
+    "QuarantinedError", "SaveError", "UnsupportedRequestError", "__version__", "explain", "hookimpl", "load",
 ]  # fmt: skip
 
 

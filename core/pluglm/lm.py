@@ -3,47 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, Generator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pluglm.build import SKIP, Built, LoadContext, PartFailedError, build, build_strategy
-from pluglm.contracts.cache import Cache
-from pluglm.contracts.decoding import DecodingStrategy, FinishReason, GenerationConfig, GenerationOutput
+from pluglm.build import SKIP, Built, LoadContext, build
+from pluglm.calls import Call, CallReader
+from pluglm.completions import Completion, completions
+from pluglm.contracts.decoding import DecodingStrategy, GenerationConfig, GenerationOutput
 from pluglm.contracts.quantizer import Quantizer, QuantizerRequest
 from pluglm.contracts.text import Tokenizer
 from pluglm.errors import InputError, PlanError
 from pluglm.fingerprint import fingerprint
 from pluglm.forward import CausalLM
-from pluglm.generation import choosing_fields, decoder_start, defaults, for_call, limited
+from pluglm.generation import defaults
 from pluglm.manager import Manager
 from pluglm.plan import Choice, Plan
-from pluglm.planner import AUTO, Demand, Planner, Wanted, wish
-from pluglm.prompts import Prompts, pad_behind, pad_left, read_prompts
+from pluglm.planner import Demand, Planner, Wanted, wish
+from pluglm.row_texts import Piece, pieces
 from pluglm.seq2seq import Seq2SeqLM
-from pluglm.streaming import stream_tokens
-from pluglm.text_stream import TextStream, cut_at_stop
-
-
-@dataclass(frozen=True)
-class Completion:
-    """One answer with what is known of it.
-
-    Attributes:
-        text: of the new tokens, cut before a stop string; "" for a model without a tokenizer.
-        token_ids: the new tokens. num_prompt_tokens: before them, padding not counted.
-        finish_reason: "eos", "length" or "stop" (a stop string or a criterion); None: the strategy does not say.
-        logprobs: of the new tokens, if asked for with `return_logprobs=True`.
-    """
-
-    text: str
-    token_ids: tuple[int, ...]
-    num_prompt_tokens: int
-    finish_reason: FinishReason | None
-    logprobs: tuple[float, ...] | None = None
+from pluglm.strategies import Strategies
+from pluglm.streaming import in_background, stream_tokens
+from pluglm.token_bar import TokenBar
 
 
 class LanguageModel:
@@ -81,9 +65,10 @@ class LanguageModel:
             eos=t.eos_token_id if t else None, bos=t.bos_token_id if t else None, pad=t.pad_token_id if t else None,
         )  # fmt: skip
         self._manager, self._context = manager, context
-        self._decoding, self._excluded = decoding, dict(excluded)
         self._quantizer = parts.quantizer
-        self._strategies: dict[str, DecodingStrategy] = {built.plan["decoding"].provider or "": parts.strategy}
+        planned = (built.plan["decoding"], parts.strategy)
+        self._strategies = Strategies(manager, context, t, decoding, planned, excluded)
+        self._calls = CallReader(self.model, t, context, self.generation, self._strategies)
 
     def __repr__(self) -> str:
         return f"<LanguageModel {self.plan.model} ({self.plan.model_type}), {self.plan.dtype} on {self.plan.device}>"
@@ -94,9 +79,12 @@ class LanguageModel:
         Args:
             prompt: a text, messages ({"role": …, "content": …}), token ids, or a list of any of these.
             **settings: fields of GenerationConfig (max_new_tokens, temperature, seed, stop_strings, …), do_sample,
-                `decoding` (a strategy for this call), past_key_values, use_cache, logits_processor, stopping_criteria,
-                and what the strategy knows. For an encoder-decoder also decoder_start_token_id; the prompt is its
-                encoder's input, and limits and penalties are about the decoder's tokens.
+                `decoding` (a strategy for this call) or `custom_generate` (a function of the Hub's shape, the name or
+                the folder of a vendored method), past_key_values, use_cache, logits_processor, stopping_criteria,
+                streamer, generator (a torch.Generator that gives the seed), token_healing, progress=True (a bar over
+                the tokens on a terminal), and what the strategy knows. For an encoder-decoder also
+                decoder_start_token_id; the prompt is its encoder's input, and limits and penalties are about the
+                decoder's tokens.
         Returns: the new text; a list for a list of prompts or several sequences each.
         Raises: InputError, ContextLengthError, PlanError.
         """
@@ -105,35 +93,80 @@ class LanguageModel:
 
     def complete(self, prompt: Any, **settings: Any) -> Completion | list[Completion]:
         """As `generate`, with token ids, finish reason and log-probabilities."""
-        call = self._prepare(prompt, settings)
-        with torch.no_grad():
-            output = call.strategy(self._decoder(call), call.input_ids, **call.arguments)
-        done = self._completions(output, call)
+        progress = settings.pop("progress", False)
+        call = self._calls.read(prompt, settings)
+        if progress:
+            rows = len(call.prompts.rows) * (call.config.num_return_sequences or 1)
+            call.arguments["streamer"] = TokenBar(rows, call.config.max_new_tokens, call.arguments.get("streamer"))
+        done = completions(self._run(call), call, self.tokenizer)
         return done[0] if call.prompts.single and len(done) == 1 else done
 
-    def stream(self, prompt: Any, **settings: Any) -> Iterator[str]:
+    def stream(self, prompt: Any, **settings: Any) -> Generator[str, None, None]:
         """The new text of one prompt, in pieces as it is made; joined they are what `generate` returns.
 
-        Closing the iterator stops the generation. Takes the arguments of `generate`.
+        Closing the iterator stops the generation. Takes the arguments of `generate`. A strategy that searches (beams)
+        gives what is certain, which may be all of it at the end.
         """
-        call = self._prepare(prompt, settings)
-        tokenizer = self._need_tokenizer()
+        call = self._streamed(prompt, settings)
         if len(call.prompts.rows) != 1 or (call.config.num_return_sequences or 1) != 1:
             raise InputError(
                 "a stream carries one completion.", why=f"{len(call.prompts.rows)} prompts were passed, with "
                 f"num_return_sequences={call.config.num_return_sequences or 1}.",
-                fix="Stream them one by one, or use generate.", argument="prompt",
+                fix="Use stream_batch, whose pieces name their row.", argument="prompt",
             )  # fmt: skip
-        eos = frozenset(call.config.eos_token_id or ()) | tokenizer.special_ids
-        text = TextStream(lambda ids: tokenizer.decode(ids), stop=call.config.stop_strings or ())
-        return self._pieces(call, text, eos)
+        return self._texts(call)
 
-    def _pieces(self, call: _Call, text: TextStream, silent: frozenset[int]) -> Iterator[str]:
-        for token_id in stream_tokens(call.strategy, self._decoder(call), call.input_ids, call.arguments):
-            if token_id not in silent and (piece := text.push(token_id)):
-                yield piece
-        if piece := text.finish():
-            yield piece
+    def stream_batch(self, prompt: Any, **settings: Any) -> Generator[Piece, None, None]:
+        """As `stream`, for several prompts, or several sequences of one: pieces of text with the row they belong to.
+
+        Rows are counted as in the list that `generate` returns; of a search with several sequences of a prompt, the
+        best one is streamed.
+        """
+        return self._pieces(self._streamed(prompt, settings))
+
+    def astream(self, prompt: Any, **settings: Any) -> AsyncGenerator[str, None]:
+        """As `stream`, for `async for`. The prompt is read at once, the model runs in a thread."""
+        return in_background(self.stream(prompt, **settings))
+
+    def astream_batch(self, prompt: Any, **settings: Any) -> AsyncGenerator[Piece, None]:
+        """As `stream_batch`, for `async for`."""
+        return in_background(self.stream_batch(prompt, **settings))
+
+    def strategy(self, decoding: str | None = None) -> DecodingStrategy:
+        """The strategy of a name or id, as calls of this model use it; None: that of the plan."""
+        return self._strategies.of(self._strategies.wanted(decoding), ())
+
+    def _streamed(self, prompt: Any, settings: Mapping[str, Any]) -> Call:
+        if settings.get("streamer") is not None:
+            raise InputError("a stream brings its own streamer.", fix="Leave streamer out, or use generate.",
+                             argument="streamer")  # fmt: skip
+        self._need_tokenizer()
+        return self._calls.read(prompt, settings)
+
+    def _pieces(self, call: Call) -> Generator[Piece, None, None]:
+        tokenizer = self._need_tokenizer()
+        steps = stream_tokens(call.strategy, self._decoder(call), call.input_ids, call.arguments)
+        config = call.config
+        found = pieces(
+            steps, tokenizer.decode, stop=config.stop_strings or (), ends=frozenset(config.eos_token_id or ()),
+            silent=tokenizer.special_ids, tails=call.tails,
+        )  # fmt: skip
+        try:
+            yield from found
+        finally:
+            steps.close()
+
+    def _texts(self, call: Call) -> Generator[str, None, None]:
+        found = self._pieces(call)
+        try:
+            for piece in found:
+                yield piece.text
+        finally:
+            found.close()
+
+    def _run(self, call: Call) -> GenerationOutput | torch.Tensor:
+        with torch.no_grad():
+            return call.strategy(self._decoder(call), call.input_ids, **call.arguments)
 
     def new_cache(self, *, batch_size: int = 1, capacity: int | None = None) -> Any:
         """An empty cache of the planned layout, to keep between calls: `generate(ids, past_key_values=cache)`."""
@@ -208,7 +241,7 @@ class LanguageModel:
         choices = tuple(changed if c.kind == changed.kind else c for c in self.plan.choices)
         self.plan = replace(self.plan, choices=choices)
 
-    def _decoder(self, call: _Call) -> CausalLM:
+    def _decoder(self, call: Call) -> CausalLM:
         """What the call's strategy runs. The encoder of an encoder-decoder is run here, once."""
         if call.source is None:
             assert isinstance(self.model, CausalLM)
@@ -225,130 +258,3 @@ class LanguageModel:
                 argument="prompt",
             )
         return self.tokenizer
-
-    def _prepare(self, prompt: Any, settings: Mapping[str, Any]) -> _Call:
-        """Everything that is decided before the first forward pass of a call."""
-        settings = dict(settings)
-        passed: dict[str, Any] = {
-            k: settings.pop(k) for k in ("logits_processor", "stopping_criteria") if k in settings
-        }
-        model_kwargs: dict[str, Any] = {k: settings.pop(k) for k in ("past_key_values", "use_cache") if k in settings}
-        _check_passed(passed, model_kwargs.get("past_key_values"))
-        seq2seq = self._context.description.is_encoder_decoder
-        start = settings.pop("decoder_start_token_id", None) if seq2seq else None
-        named = settings.pop("decoding", None)
-        wanted = wish("decoding", named) if named is not None else self._decoding
-        honoured = None
-        if wanted.text != AUTO:
-            honoured = self._strategy(wanted, ()).fields
-        config = for_call(self.generation, settings, honoured)
-        strategy = self._strategy(wanted, choosing_fields(config))
-        prompts = read_prompts(
-            prompt, self.tokenizer, vocab_size=self._context.description.vocab_size, bos_token_id=config.bos_token_id
-        )
-        if seq2seq:
-            return self._seq2seq_call(strategy, prompts, config, start, passed, model_kwargs)
-        config = limited(config, max(map(len, prompts.rows)), self._room(model_kwargs))
-        pad, cache = config.pad_token_id or 0, model_kwargs.get("past_key_values")
-        if cache is None:
-            input_ids, mask = pad_left(prompts.rows, pad, self.model.device)
-        else:
-            input_ids, mask = pad_behind(prompts.rows, cache, pad, self.model.device)
-        if mask is not None:
-            model_kwargs["attention_mask"] = mask
-        return _Call(strategy, prompts, input_ids, config, {**passed, **model_kwargs, "generation_config": config})
-
-    def _room(self, model_kwargs: Mapping[str, Any]) -> int | None:
-        """Tokens that a prompt and its completion may have together; None: any number, as with a cache that streams."""
-        cache = model_kwargs.get("past_key_values")
-        keeps = cache if cache is not None else self.model.layout
-        if keeps is not None and keeps.streams and model_kwargs.get("use_cache") is not False:
-            return None
-        return self._context.description.max_seq_len
-
-    def _seq2seq_call(
-        self, strategy: DecodingStrategy, prompts: Prompts, config: GenerationConfig, start: Any,
-        passed: Mapping[str, Any], model_kwargs: Mapping[str, Any],
-    ) -> _Call:  # fmt: skip
-        """A call whose prompts are the encoder's; the strategy's own is one token a row. start: as the caller said."""
-        file = self._context.checkpoint.generation_config
-        first = decoder_start(self._context.description, file, bos=config.bos_token_id, call=start)
-        cache = model_kwargs.get("past_key_values")
-        assert isinstance(self.model, Seq2SeqLM)
-        if cache is not None and (cache.length or self.model.held(cache) is not None):
-            raise InputError(
-                f"the given cache is in use: it holds {cache.length} cells of a decoder, and its encoder's input.",
-                why="an encoder-decoder begins a new text for each prompt; there is nothing to continue.",
-                fix="Call its reset(), or leave past_key_values out.", argument="past_key_values",
-            )  # fmt: skip
-        config = limited(config, 1, self._context.description.max_seq_len)
-        source = pad_left(prompts.rows, config.pad_token_id or 0, self.model.device)
-        input_ids = torch.full((len(prompts.rows), 1), first, device=self.model.device)
-        arguments = {**passed, **model_kwargs, "generation_config": config}
-        return _Call(strategy, prompts, input_ids, config, arguments, source)
-
-    def _strategy(self, wanted: Wanted, fields: Sequence[str]) -> DecodingStrategy:
-        """The strategy of a call, built once for each provider."""
-        planner = Planner(self._manager, self._excluded)
-        while True:
-            choice = planner.decoding(wanted, fields, device=self.plan.device)
-            key = (choice.provider or "") + (f":{choice.variant}" if choice.variant else "")
-            planned = self.plan["decoding"]
-            if (planned.provider, planned.variant) == (choice.provider, choice.variant):
-                key = planned.provider or ""
-            if key not in self._strategies:
-                try:
-                    self._strategies[key] = build_strategy(self._manager, choice, self._context, self.tokenizer)
-                except PartFailedError as e:
-                    planner.excluded[e.provider] = e.reason
-                    continue
-            return self._strategies[key]
-
-    def _completions(self, output: GenerationOutput | torch.Tensor, call: _Call) -> list[Completion]:
-        width = call.input_ids.shape[1]
-        if isinstance(output, torch.Tensor):  # a strategy in the Hub's style: bare sequences
-            output = GenerationOutput(output, width, (output.shape[1] - width,) * output.shape[0], ())
-        copies = output.sequences.shape[0] // len(call.prompts.rows)
-        done = []
-        for row in range(output.sequences.shape[0]):
-            ids = tuple(output.completion(row))
-            text = self.tokenizer.decode(ids) if self.tokenizer is not None else ""
-            text = cut_at_stop(text, call.config.stop_strings or ())
-            done.append(Completion(
-                text, ids, len(call.prompts.rows[row // copies]),
-                output.finish_reasons[row] if output.finish_reasons else None,
-                output.logprobs[row] if output.logprobs is not None else None,
-            ))  # fmt: skip
-        return done
-
-
-@dataclass(frozen=True)
-class _Call:
-    """One call of `generate`, ready to run.
-
-    Attributes:
-        input_ids: [B, T] what the strategy continues. arguments: keyword arguments of the strategy.
-        source: token ids [B, Te] and mask of an encoder's input, or None.
-    """
-
-    strategy: DecodingStrategy
-    prompts: Prompts
-    input_ids: torch.Tensor
-    config: GenerationConfig
-    arguments: dict[str, Any]
-    source: tuple[torch.Tensor, torch.Tensor | None] | None = None
-
-
-def _check_passed(passed: Mapping[str, Any], cache: Any) -> None:
-    """Refuse what cannot be a list of callables, or a cache."""
-    for name, functions in passed.items():
-        if functions is not None and not (isinstance(functions, Sequence) and all(map(callable, functions))):
-            raise InputError(
-                f"{name} is {functions!r}.", why="it must be a list of callables.", fix=f"Write {name}=[function].",
-                argument=name,
-            )  # fmt: skip
-    if cache is not None and not isinstance(cache, Cache):
-        raise InputError(
-            f"past_key_values is a {type(cache).__name__}, not a cache of pluglm.",
-            fix="Make one with lm.new_cache().", argument="past_key_values",
-        )  # fmt: skip

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import queue
 import threading
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import AsyncGenerator, Generator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+T = TypeVar("T")
 _END = object()
 
 
 class QueueStreamer:
-    """Hands the tokens of row 0 to another thread. `room` bounds how far the generation may run ahead."""
+    """Hands tokens to another thread. `room` bounds how many steps the generation may run ahead."""
 
     def __init__(self, room: int = 64) -> None:
-        self.tokens: queue.Queue[Any] = queue.Queue(maxsize=room)
+        self.steps: queue.Queue[Any] = queue.Queue(maxsize=room)
         self.cancelled = threading.Event()
 
     def put(self, token_ids: Tensor) -> None:
-        """[B] ids of one step; waits while the reader is `room` tokens behind."""
-        self._offer(int(token_ids[0]))
+        """[B] ids of one step; waits while the reader is `room` steps behind."""
+        self._offer(token_ids.tolist())
 
     def end(self) -> None:
         """The strategy's end is told by the thread's; nothing to do here."""
@@ -30,14 +33,16 @@ class QueueStreamer:
     def _offer(self, item: Any) -> None:
         while not self.cancelled.is_set():
             try:
-                self.tokens.put(item, timeout=0.1)
+                self.steps.put(item, timeout=0.1)
                 return
             except queue.Full:
                 continue
 
 
-def stream_tokens(strategy: Any, model: Any, input_ids: Tensor, arguments: Mapping[str, Any]) -> Iterator[int]:
-    """Run `strategy` on one row and yield its new token ids as they come.
+def stream_tokens(
+    strategy: Any, model: Any, input_ids: Tensor, arguments: Mapping[str, Any]
+) -> Generator[list[int], None, None]:
+    """Run `strategy` and yield what each step brings as it comes: a token id a row, -1 for a row that has ended.
 
     Args:
         arguments: keyword arguments of the strategy; a stopping criterion that ends a closed stream is added.
@@ -63,10 +68,26 @@ def stream_tokens(strategy: Any, model: Any, input_ids: Tensor, arguments: Mappi
     thread = threading.Thread(target=work, name="pluglm-stream", daemon=True)
     thread.start()
     try:
-        while (item := streamer.tokens.get()) is not _END:
+        while (item := streamer.steps.get()) is not _END:
             yield item
         if failure:
             raise failure[0]
     finally:
         streamer.cancelled.set()
         thread.join()
+
+
+async def in_background(iterator: Generator[T, None, None]) -> AsyncGenerator[T, None]:
+    """The items of a blocking iterator, for an event loop: each is waited for in a thread.
+
+    Leaving the loop early, or cancelling the task, closes `iterator` – after the item that is being made, and without
+    the event loop waiting for it.
+    """
+    loop = asyncio.get_running_loop()
+    one = ThreadPoolExecutor(1, thread_name_prefix="pluglm-async")  # one thread: items come, and it ends, in order
+    try:
+        while (item := await loop.run_in_executor(one, next, iterator, _END)) is not _END:
+            yield item  # type: ignore[misc]
+    finally:
+        one.submit(iterator.close)
+        one.shutdown(wait=False)

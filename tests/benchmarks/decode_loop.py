@@ -53,7 +53,7 @@ class FirstToken:
 def through(lm: pluglm.LanguageModel, ids: torch.Tensor, count: int) -> tuple[list[int], float]:
     """The same tokens by the strategy, and the seconds after the first one."""
     config = lm.generation.updated(max_new_tokens=count, eos_token_id=(), pad_token_id=0)
-    strategy, first = next(iter(lm._strategies.values())), FirstToken()
+    strategy, first = lm.strategy(), FirstToken()
     with torch.no_grad():
         output = strategy(lm.model, ids, generation_config=config, streamer=first)
     ended = time.perf_counter()

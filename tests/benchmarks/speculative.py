@@ -57,7 +57,7 @@ def prompts(lm: pluglm.LanguageModel, count: int, tokens: int) -> tuple[list[lis
 
 def timed(lm: pluglm.LanguageModel, name: str, rows: Sequence[list[int]], tokens: int) -> tuple[list[list[int]], float]:
     """The new tokens of every row by one strategy, and the seconds after the first one."""
-    strategy, first = lm._strategies[f"pluglm-decoding-{PACKAGES[name]}:decoding/{name}"], FirstToken()
+    strategy, first = lm.strategy(name), FirstToken()
     width = max(map(len, rows))
     ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
@@ -74,7 +74,7 @@ PACKAGES = {PLAIN: "standard", GUESSING: "speculative"}
 
 def measure(lm: pluglm.LanguageModel, batches: Sequence[list[list[int]]], tokens: int, rounds: int) -> dict[str, Any]:
     """One kind of prompt: medians over rounds of the tokens a second of both, and how many guesses held."""
-    speculative: Any = lm._strategies[f"pluglm-decoding-speculative:decoding/{GUESSING}"]
+    speculative: Any = lm.strategy(GUESSING)
     rates: dict[str, list[float]] = {PLAIN: [], GUESSING: []}
     passes = guessed = accepted = 0
     for i in range(rounds + 1):

@@ -36,7 +36,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         calls.append((label, goal, in_bytes))
         return progress._Silent(), None
 
-    monkeypatch.setattr(progress, "_open_bar", open_bar)
+    monkeypatch.setattr(progress, "open_bar", open_bar)
     return calls
 
 
@@ -49,7 +49,7 @@ def test_short_work_shows_nothing(opened: list[Any], monkeypatch: pytest.MonkeyP
 
 def test_long_work_shows_a_bar_once(opened: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     _terminal(monkeypatch)
-    monkeypatch.setattr(progress, "_WAIT_S", -1.0)
+    monkeypatch.setattr(progress, "WAIT_S", -1.0)
     assert list(track([1, 2, 3], "reading")) == [1, 2, 3]
     assert list(track(iter([5]), "writing", total_bytes=5, size=lambda item: item)) == [5]
     assert opened == [("reading", 3, False), ("writing", 5, True)]
@@ -57,14 +57,14 @@ def test_long_work_shows_a_bar_once(opened: list[Any], monkeypatch: pytest.Monke
 
 def test_the_variable_switches_it_off(opened: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     _terminal(monkeypatch)
-    monkeypatch.setattr(progress, "_WAIT_S", -1.0)
+    monkeypatch.setattr(progress, "WAIT_S", -1.0)
     monkeypatch.setenv("PLUGLM_PROGRESS", "0")
     assert list(track([1], "reading")) == [1]
     assert opened == []
 
 
 def test_without_a_terminal_there_is_no_bar(opened: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "_WAIT_S", -1.0)
+    monkeypatch.setattr(progress, "WAIT_S", -1.0)
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     assert list(track([1], "reading")) == [1]
     assert opened == []
@@ -73,7 +73,7 @@ def test_without_a_terminal_there_is_no_bar(opened: list[Any], monkeypatch: pyte
 def test_the_bar_of_rich_draws_to_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = _terminal(monkeypatch)
     pytest.importorskip("rich")
-    monkeypatch.setattr(progress, "_WAIT_S", -1.0)
+    monkeypatch.setattr(progress, "WAIT_S", -1.0)
     monkeypatch.setenv("TERM", "xterm")
     assert list(track([10, 20], "reading weights", total_bytes=30, size=lambda item: item)) == [10, 20]
     assert "reading weights" in terminal.getvalue()
@@ -81,14 +81,14 @@ def test_the_bar_of_rich_draws_to_stderr(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_without_rich_the_work_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     _terminal(monkeypatch)
-    monkeypatch.setattr(progress, "_WAIT_S", -1.0)
+    monkeypatch.setattr(progress, "WAIT_S", -1.0)
     monkeypatch.setitem(sys.modules, "rich", None)
     assert list(track([1, 2], "reading")) == [1, 2]
 
 
 def test_an_error_in_the_work_comes_through(monkeypatch: pytest.MonkeyPatch) -> None:
     _terminal(monkeypatch)
-    monkeypatch.setattr(progress, "_WAIT_S", -1.0)
+    monkeypatch.setattr(progress, "WAIT_S", -1.0)
 
     def items() -> Iterator[int]:
         yield 1

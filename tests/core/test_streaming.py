@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pluglm.streaming import QueueStreamer, stream_tokens
+from pluglm.streaming import QueueStreamer, in_background, stream_tokens
 
 IDS = torch.tensor([[3, 1, 4]])
 
@@ -51,9 +52,9 @@ def no_thread_is_left() -> Iterator[None]:
     assert running() == []
 
 
-def test_tokens_of_the_first_row_arrive_in_order() -> None:
+def test_a_token_a_row_arrives_each_step_in_order() -> None:
     strategy = Counting(200)
-    assert list(stream_tokens(strategy, "model", IDS, {"x": 5})) == list(range(100, 300))
+    assert list(stream_tokens(strategy, "model", IDS, {"x": 5})) == [[token, -1] for token in range(100, 300)]
     assert strategy.saw["model"] == "model"
     assert strategy.saw["x"] == 5
     assert not strategy.saw["grad"], "gradients are off in the thread, whose setting is its own"
@@ -62,9 +63,9 @@ def test_tokens_of_the_first_row_arrive_in_order() -> None:
 def test_tokens_arrive_while_the_strategy_still_works() -> None:
     go_on = threading.Event()
     tokens = stream_tokens(Counting(2, {1: lambda: _wait(go_on)}), None, IDS, {})
-    assert next(tokens) == 100
+    assert next(tokens) == [100, -1]
     go_on.set()
-    assert list(tokens) == [101]
+    assert list(tokens) == [[101, -1]]
 
 
 def _wait(event: threading.Event) -> None:
@@ -80,7 +81,7 @@ def test_nothing_runs_before_the_first_token_is_asked_for() -> None:
 
 def test_an_exception_in_the_strategy_is_raised_in_the_reader_after_the_tokens_before_it() -> None:
     tokens = stream_tokens(Counting(9, {3: fail}), None, IDS, {})
-    assert [next(tokens) for _ in range(3)] == [100, 101, 102]
+    assert [next(tokens)[0] for _ in range(3)] == [100, 101, 102]
     with pytest.raises(ValueError, match="broken on purpose"):
         next(tokens)
 
@@ -101,7 +102,7 @@ def test_even_an_exit_in_the_strategy_reaches_the_reader() -> None:
 def test_closing_the_iterator_stops_the_strategy_and_joins_its_thread() -> None:
     strategy = Counting(10**9)
     tokens = stream_tokens(strategy, None, IDS, {})
-    assert [next(tokens), next(tokens)] == [100, 101]
+    assert [next(tokens)[0], next(tokens)[0]] == [100, 101]
     (criterion,) = strategy.saw["stopping_criteria"]
     assert criterion(torch.zeros(2, 3), None).tolist() == [False, False]
     assert len(running()) == 1
@@ -134,7 +135,8 @@ def test_the_callers_own_criteria_are_kept() -> None:
     def own(ids: Tensor, scores: Tensor | None) -> Tensor:
         return torch.full((ids.shape[0],), strategy.made == 4)
 
-    assert list(stream_tokens(strategy, None, IDS, {"stopping_criteria": [own]})) == [100, 101, 102, 103]
+    steps = list(stream_tokens(strategy, None, IDS, {"stopping_criteria": [own]}))
+    assert [step[0] for step in steps] == [100, 101, 102, 103]
     assert strategy.saw["stopping_criteria"][0] is own
     assert len(strategy.saw["stopping_criteria"]) == 2
 
@@ -147,8 +149,8 @@ def test_a_slow_reader_holds_the_strategy_back() -> None:
     while strategy.made < 60 and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.25)
-    assert 60 <= strategy.made <= 66, "64 tokens wait in the queue, one was read, one is being put"
-    assert [next(tokens) for _ in range(100)] == list(range(101, 201))
+    assert 60 <= strategy.made <= 66, "64 steps wait in the queue, one was read, one is being put"
+    assert [next(tokens)[0] for _ in range(100)] == list(range(101, 201))
     tokens.close()
 
 
@@ -163,4 +165,74 @@ def test_a_full_queue_does_not_hold_back_what_was_cancelled() -> None:
     streamer.cancelled.set()
     waiting.join(5)
     assert not waiting.is_alive()
-    assert streamer.tokens.qsize() == 2
+    assert streamer.steps.qsize() == 2
+
+
+def test_an_event_loop_gets_the_same_items_and_runs_beside_them() -> None:
+    ticks = 0
+
+    async def main() -> list[list[int]]:
+        async def tick() -> None:
+            nonlocal ticks
+            while True:
+                ticks += 1
+                await asyncio.sleep(0.001)
+
+        ticking = asyncio.create_task(tick())
+        slow = Counting(5, dict.fromkeys(range(5), lambda: time.sleep(0.02)))
+        items = [item async for item in in_background(stream_tokens(slow, None, IDS, {}))]
+        ticking.cancel()
+        return items
+
+    assert asyncio.run(main()) == [[token, -1] for token in range(100, 105)]
+    assert ticks > 5
+
+
+def test_leaving_an_async_loop_stops_the_strategy() -> None:
+    strategy = Counting(10**9)
+
+    async def main() -> None:
+        items = in_background(stream_tokens(strategy, None, IDS, {}))
+        async for item in items:
+            assert item == [100, -1]
+            break
+        await items.aclose()
+
+    asyncio.run(main())
+    deadline = time.monotonic() + 10
+    while running() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert strategy.ended
+
+
+def test_a_cancelled_task_stops_the_strategy() -> None:
+    go_on, strategy = threading.Event(), Counting(10**9)
+    strategy.at = {3: lambda: _wait(go_on)}
+
+    async def read() -> None:
+        async for _ in in_background(stream_tokens(strategy, None, IDS, {})):
+            pass
+
+    async def main() -> None:
+        task = asyncio.create_task(read())
+        while strategy.made < 3:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    deadline = time.monotonic() + 10
+    while running() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert strategy.ended
+
+
+def test_an_exception_in_the_strategy_reaches_the_async_reader() -> None:
+    async def main() -> None:
+        async for _ in in_background(stream_tokens(Counting(9, {3: fail}), None, IDS, {})):
+            pass
+
+    with pytest.raises(ValueError, match="broken on purpose"):
+        asyncio.run(main())

@@ -13,7 +13,7 @@ import torch
 
 import pluglm
 from pluglm import InputError, Plan, PlanError
-from pluglm.lm import Completion
+from pluglm.completions import Completion
 
 CHAT = [{"role": "user", "content": "hello world"}]
 LONGER = [*CHAT, {"role": "assistant", "content": "fine !"}, {"role": "user", "content": "and the cat ?"}]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import pluglm
-from pluglm.lm import Completion
+from pluglm.completions import Completion
 
 PROMPT = "def read_csv(path):\n    with open(path) as file:\n"
 LONG = PROMPT + "        for line in file:\n            yield line.split(',')\n\n\n" * 12

@@ -22,8 +22,8 @@ from pluglm_caches.tuples import from_tuples, to_tuples
 from torch import Tensor
 
 import pluglm
+from pluglm.completions import Completion
 from pluglm.errors import CacheError, InputError, PlanError
-from pluglm.lm import Completion
 from pluglm.planner import loses
 from pluglm.registry import Registry
 

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 import pluglm
+from pluglm.completions import Completion
 from pluglm.errors import InputError, PlanError, UnsupportedRequestError
-from pluglm.lm import Completion
 
 V, C, F, H, D = 307, 24, 40, 6, 10
 START = 3

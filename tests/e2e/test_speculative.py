@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 import pluglm
 from pluglm import InputError, PlanError, UnsupportedRequestError
-from pluglm.lm import Completion
+from pluglm.completions import Completion
 from pluglm.registry import Registry
 
 PROMPTS = 10
@@ -35,7 +35,7 @@ def one(done: Completion | list[Completion]) -> Completion:
 
 def statistics(lm: pluglm.LanguageModel) -> Any:
     """Of the speculative strategy that this model used; exactly one."""
-    (found,) = (s for s in lm._strategies.values() if hasattr(s, "statistics"))
+    (found,) = (s for s in lm._strategies.built() if hasattr(s, "statistics"))
     return found.statistics
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import pluglm
+from pluglm.completions import Completion
 from pluglm.errors import ContextLengthError, PlanError
-from pluglm.lm import Completion
 
 CONTEXT = 192
 PROMPT = [60, 17, 201, 5, 99]

@@ -15,9 +15,10 @@ import torch
 from checkpoints import VARIANTS, VOCAB_SIZE
 
 import pluglm
+from pluglm.completions import Completion
 from pluglm.contracts import DecodingRequest, GenerationConfig
 from pluglm.errors import PlanError
-from pluglm.lm import Completion, LanguageModel
+from pluglm.lm import LanguageModel
 
 Folder = Callable[[str], Path]
 Loaded = Callable[..., LanguageModel]

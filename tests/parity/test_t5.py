@@ -23,9 +23,10 @@ from pluglm_arch_t5.t5 import T5
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from pluglm.completions import Completion
 from pluglm.contracts import AttentionRequest, EncoderInput, ForwardInput, ModelParts
 from pluglm.errors import CheckpointError
-from pluglm.lm import Completion, LanguageModel
+from pluglm.lm import LanguageModel
 
 TOLERANCE, CLEARLY = 1e-4, 1e-3
 #: Tokens of the encoder and of the decoder, beyond every variant's largest distance but the default's 128.

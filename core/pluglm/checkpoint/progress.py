@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-_WAIT_S = 1.0
+WAIT_S = 1.0
 
 
 def wanted() -> bool:
@@ -44,8 +44,8 @@ def track(
     done, began = 0, time.monotonic()
     try:
         for item in iterable:
-            if bar is None and time.monotonic() - began > _WAIT_S:
-                bar, task = _open_bar(label, goal, in_bytes=total_bytes is not None)
+            if bar is None and time.monotonic() - began > WAIT_S:
+                bar, task = open_bar(label, goal, in_bytes=total_bytes is not None)
             if bar is not None:
                 bar.update(task, completed=done)
             yield item
@@ -56,7 +56,7 @@ def track(
             bar.stop()
 
 
-def _open_bar(label: str, goal: int | None, *, in_bytes: bool) -> tuple[Any, Any]:
+def open_bar(label: str, goal: int | None, *, in_bytes: bool) -> tuple[Any, Any]:
     """A running rich bar and its task; a bar that draws nothing where rich is not installed."""
     try:
         from rich import progress as rich_progress
