@@ -53,7 +53,7 @@ class OffloadedStore(TokenStore):
             )
 
     def _adopt(self, cells: Tensor) -> None:
-        self.cells, self._count = cells, -1
+        self.cells = cells
         self.one, self.two = self._pair(cells)
         self.room = cells.shape[0]
 
@@ -123,7 +123,6 @@ class OffloadedStore(TokenStore):
             nothing = zeros((0, numbers), self.dtype, self.cells.device)
             room = self.cells.shape[0]  # stays: the cache has measured it
             self._adopt(self.shelf.resized(nothing, room, 0) if room else nothing)
-        self._count = -1
         with torch.no_grad():
             for at in range(0, held, _AT_A_TIME):
                 size = min(_AT_A_TIME, held - at)

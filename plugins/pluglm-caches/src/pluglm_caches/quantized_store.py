@@ -171,7 +171,7 @@ class QuantizedStore(KVStore):
         self._measure()
 
     def _measure(self) -> None:
-        self.room, self._count = self.base + self.one.shape[2], -1
+        self.room = self.base + self.one.shape[2]
 
     # Operations
 
@@ -200,7 +200,7 @@ class QuantizedStore(KVStore):
     def take_rows(self, index: Tensor, held: int) -> None:
         one, two = (taken(tail, index, 2, held - self.base) for tail in (self.one, self.two))
         self.blocks = self.blocks.map(lambda tensor: taken(tensor, index, 2, self.num))
-        self.one, self.two, self._count = one, two, -1
+        self.one, self.two = one, two
 
     def copy(self) -> QuantizedStore:
         twin = type(self)(

@@ -77,7 +77,7 @@ class WindowStore(KVStore):
 
     def _move(self, start: int, held: int, size: int) -> None:
         self.one, self.two = (moved(t, self.axis, start - self.first, held, size) for t in (self.one, self.two))
-        self.first, self.room, self._count = start, start + size - self.spare, -1
+        self.first, self.room = start, start + size - self.spare
 
     def seen_from(self, current: Pass) -> int:
         """Dense cells are cut to what the first query reads; of others the mask hides what is out of reach."""
