@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pluglm.contracts.model import ForwardInput, ForwardOutput, ModelDescription
-from pluglm.errors import InputError
+from pluglm.errors import InputError, UnsupportedRequestError
 from pluglm.outputs import CausalOutput
 from pluglm.passed import Passed, check_cache, check_length, unknown_argument
 
@@ -110,6 +110,24 @@ class BuiltModel(nn.Module):
 
 class CausalLM(BuiltModel):
     """A decoder-only model. What strategies and Hub methods call `model`."""
+
+    @property
+    def logits_of(self) -> Callable[[Tensor], Tensor]:
+        """The head on a hidden state of any layer, [..., C] -> [..., V], with the scale and cap of the logits.
+
+        The final norm is not applied: the last of `hidden_states` has been through it, the others go as they are.
+
+        Raises: UnsupportedRequestError if the architecture's module has no `logits_of`.
+        """
+        found: Callable[[Tensor], Tensor] | None = getattr(self.module, "logits_of", None)
+        if found is None:
+            reason = f"the module of this {self.description.model_type} model cannot apply its head to an inner layer."
+            raise UnsupportedRequestError(
+                reason, why="it is a module of its own, without `logits_of`; how its head is scaled is not known.",
+                fix="Use a strategy that reads the last layer alone, or a model whose architecture has a program.",
+                reasons=(reason,),
+            )  # fmt: skip
+        return found
 
     def forward(
         self,

@@ -120,7 +120,9 @@ class ProviderFacts(_Model):
         "portable", description="`auto` prefers tuned to portable to reference."
     )
     requires: Requirements = Field(default_factory=Requirements, description="What must be there for it to work.")
-    features: Words = Field((), description="What it can do beyond the least its kind asks for.")
+    features: Words = Field(
+        (), description="What it can do beyond the least its kind asks for; `*`: settings of any name."
+    )
     views: Words = Field((), description="KV views an attention backend reads or a cache gives, best first.")
     slots: Words = Field(
         (), description="Layer kinds a cache makes: `kv`, `window`, `chunk`, `state`, `cross`, `latent`."

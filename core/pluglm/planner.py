@@ -35,9 +35,18 @@ from pluglm.provider import Provider
 from pluglm.static_filter import TIERS, static_refusals, unmet_packages
 
 AUTO = "auto"
-#: What `decoding="auto"` may choose, in this order: the first that honours every field of the call. The other
-#: strategies change what is generated for the same fields, so they are used only when named.
-AUTO_DECODING = ("greedy", "sampling")
+#: What `decoding="auto"` may choose, in this order: the first that honours every field of the call, and of which the
+#: call says one of these fields, if there are any. The other strategies change what is generated for the same fields,
+#: so they are used only when named.
+AUTO_DECODING: Mapping[str, frozenset[str]] = {
+    "greedy": frozenset(), "sampling": frozenset(),
+    "beam": frozenset({"num_beams"}), "beam-sampling": frozenset({"num_beams"}),
+    "diverse-beam": frozenset({"num_beams", "num_beam_groups"}),
+    "constrained-beam": frozenset({"force_words_ids", "constraints"}),
+    "prompt-lookup": frozenset({"prompt_lookup_num_tokens"}), "assisted": frozenset({"assistant_model"}),
+    "early-exit": frozenset({"assistant_early_exit"}),
+    "contrastive-search": frozenset({"penalty_alpha"}), "dola": frozenset({"dola_layers"}),
+}  # fmt: skip
 #: Kinds of which `auto` chooses only what gives back everything as it was given (numerics `bitwise`, no feature
 #: `forgets`): a cache that compresses or forgets changes what is generated.
 LOSSLESS = ("cache",)
@@ -305,9 +314,9 @@ class Planner:
         found = self.candidates("decoding", wanted, demand)
         if wanted.text != AUTO:
             return found.choice(found.able[0], _why(found, found.able[0], said))
-        for name in AUTO_DECODING:
+        for name, asked in AUTO_DECODING.items():
             for provider in found.able:
-                if provider.name == name:
+                if provider.name == name and (not asked or asked & set(fields)):
                     skipped = {
                         p.id: "next in line" if p.name in AUTO_DECODING else "used when named" for p in found.able
                     }
@@ -317,7 +326,7 @@ class Planner:
                 f'no strategy that "auto" may choose honours {", ".join(fields)}.',
                 why='"auto" chooses among '
                 + ", ".join(AUTO_DECODING)
-                + " only; the others mean something else by the same call.",
+                + " only (a search if num_beams or its like is said); the others mean something else by the same call.",
                 fix=f"Name one: {' or '.join(f'decoding={p.name!r}' for p in found.able)}.",
             )
         raise self._unknown_fields(found, fields) or self.nothing_able(found)

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 TIERS = ("tuned", "portable", "reference")
 """The tiers in the order in which `auto` tries them."""
 
+ANY = "*"
+"""Among a decoding strategy's features: it takes settings of any name, and refuses what it has no use for itself."""
+
 _SIMPLE = re.compile(r"(>=|<=|>|<|==|!=)\s*(\d+(?:\.\d+)*)")
 _COMPARE = {
     ">=": operator.ge,
@@ -72,7 +75,8 @@ def static_refusals(
         ("slots", "layer kind", slots),
         ("operations", "operation", operations),
     ):
-        missing = [name for name in wanted if name not in _texts(raw, key, refused)]
+        offered = _texts(raw, key, refused)
+        missing = [] if ANY in offered and key == "features" else [name for name in wanted if name not in offered]
         refused += [f"lacks the {word} {name}" for name in missing]
     refused += _views(_texts(raw, "views", refused), tuple(views))
     return tuple(dict.fromkeys(refused))

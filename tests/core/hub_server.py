@@ -23,6 +23,9 @@ class Repo:
         cut: file → bytes after which its first GET is cut off.
         wrong_size: file → size that HEAD claims.
         extra: further names in the listing.
+        branches: branch or tag → commit. history: other commits → their files; `files` are those of COMMIT.
+        redirected: files that are served from another path, as large ones are.
+        claims: revision or file → commit that answers about it state, instead of its own.
     """
 
     files: dict[str, bytes]
@@ -31,6 +34,21 @@ class Repo:
     cut: dict[str, int] = field(default_factory=dict)
     wrong_size: dict[str, int] = field(default_factory=dict)
     extra: list[str] = field(default_factory=list)
+    branches: dict[str, str] = field(default_factory=dict)
+    history: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    redirected: set[str] = field(default_factory=set)
+    claims: dict[str, str] = field(default_factory=dict)
+
+    def commit(self, revision: str) -> str | None:
+        """The commit of a branch, tag, whole or short hash; None if there is none."""
+        if revision in self.branches:
+            return self.branches[revision]
+        short = [commit for commit in self.history if len(revision) >= 7 and commit.startswith(revision)]
+        return short[0] if short else COMMIT if revision in self.revisions else None
+
+    def at(self, commit: str) -> dict[str, bytes]:
+        """The files of a commit."""
+        return self.history.get(commit, self.files)
 
 
 class HubServer:
@@ -83,33 +101,43 @@ class _Handler(BaseHTTPRequestHandler):
         if repo is None:
             return self._send(404, headers={"X-Error-Code": "RepoNotFound"})
         if not is_api:
-            return self._file(repo, "/".join(parts[4:])) if parts[2:3] == ["resolve"] else self._send(404)
+            if parts[2:3] not in (["resolve"], ["moved"]):
+                return self._send(404)
+            return self._file(repo, parts[2], parts[3], "/".join(parts[4:]))
         what = "tree" if parts[2:3] == ["tree"] else "info"
         revision = "/".join(parts[3:]) or "main"
         if (self.command, what) in repo.answers:
             status, headers = repo.answers[(self.command, what)]
             return self._send(status, headers=headers)
-        if revision not in repo.revisions:
+        commit = repo.commit(revision)
+        if commit is None:
             return self._send(404, headers={"X-Error-Code": "RevisionNotFound"})
-        names = [*repo.files, *repo.extra]
+        files = repo.at(commit)
+        names = [*files, *repo.extra]
         if what == "tree":
             listing = [
-                {"type": "file", "path": n, "size": len(repo.files.get(n, b"")), "oid": _etag(n.encode())}
-                for n in names
+                {"type": "file", "path": n, "size": len(files.get(n, b"")), "oid": _etag(n.encode())} for n in names
             ]
             return self._json(listing)
-        return self._json(
-            {"id": "/".join(parts[:2]), "sha": COMMIT, "siblings": [{"rfilename": n} for n in names], "tags": []}
-        )
+        siblings = [{"rfilename": n, "size": len(files.get(n, b""))} for n in names]
+        sha = repo.claims.get(revision, commit)
+        return self._json({"id": "/".join(parts[:2]), "sha": sha, "siblings": siblings, "tags": []})
 
-    def _file(self, repo: Repo, name: str) -> None:
+    def _file(self, repo: Repo, way: str, revision: str, name: str) -> None:
+        commit = repo.commit(revision) or COMMIT
+        files = repo.at(commit)
         if (self.command, name) in repo.answers:
             status, headers = repo.answers[(self.command, name)]
             return self._send(status, headers=headers)
-        if name not in repo.files:
-            return self._send(404, headers={"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
-        body = repo.files[name]
-        headers = {"ETag": f'"{_etag(body)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        if name not in files:
+            return self._send(404, headers={"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
+        body = files[name]
+        stated = repo.claims.get(name, commit)
+        headers = {"ETag": f'"{_etag(body)}"', "X-Repo-Commit": stated, "Accept-Ranges": "bytes"}
+        if way == "resolve" and name in repo.redirected:
+            linked = {"X-Linked-Size": str(len(body)), "X-Linked-ETag": headers["ETag"], "X-Repo-Commit": stated}
+            place = self.path.replace("/resolve/", "/moved/", 1)
+            return self._send(302, headers={**linked, "Location": self.hub.endpoint + place})
         if name in repo.wrong_size:
             headers["X-Linked-Size"] = str(repo.wrong_size[name])
             headers["X-Linked-ETag"] = headers["ETag"]

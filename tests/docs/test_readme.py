@@ -39,6 +39,10 @@ HOW_TO = ROOT / "docs" / "how-to"
 PAGES = (
     README,
     *(HOW_TO / f"{name}.md" for name in ("swap-a-part", "write-an-architecture", "choose-a-cache", "reuse-a-prompt")),
+    HOW_TO / "publish-a-decoding-method.md",
+    HOW_TO / "choose-a-decoding-strategy.md",
+    HOW_TO / "order-of-processors.md",
+    HOW_TO / "constrain-the-output.md",
 )
 SHELLS = ("console", "bash", "sh", "shell")
 FENCE = re.compile(

@@ -128,7 +128,7 @@ def _from_hub(
     try:
         return Path(snapshot_download(model, tqdm_class=_bars(progress), **options))
     except Exception as e:
-        raise _explain(model, revision, e) from e
+        raise explain_failure(model, revision, e) from e
 
 
 def _check_listing(model: str, revision: str | None, token: str | None, endpoint: str | None) -> None:
@@ -163,7 +163,7 @@ def _cached_instead(model: str, options: dict[str, Any], cause: Exception) -> Pa
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
-    error = _explain(model, options["revision"], cause)
+    error = explain_failure(model, options["revision"], cause)
     if isinstance(cause, HfHubHTTPError) and cause.response.status_code < 500:
         raise error from cause
     try:
@@ -174,7 +174,7 @@ def _cached_instead(model: str, options: dict[str, Any], cause: Exception) -> Pa
     return folder
 
 
-def _explain(model: str, revision: str | None, cause: Exception) -> ModelError:
+def explain_failure(model: str, revision: str | None, cause: Exception) -> ModelError:
     """The client's exception as one of ours. Its chain is searched, because the client wraps network errors."""
     from huggingface_hub import errors
 

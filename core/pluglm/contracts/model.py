@@ -159,7 +159,12 @@ class ModelModule(Protocol):
 
     @property
     def head(self) -> nn.Module:
-        """The module that turns hidden states into logits, before any scale or cap on them."""
+        """The module that turns hidden states into logits, before any scale or cap on them.
+
+        A module may also have `logits_of(hidden [..., C]) -> [..., V]`: head, scale and cap on any layer's output,
+        without the final norm. Strategies that read inner layers refuse a model whose module has none.
+        And it may have `first_layers(count) -> ModelModule`: the same parameters, cut after so many layers.
+        """
         ...
 
 

@@ -191,7 +191,10 @@ class DecodingContract:
     def test_a_streamer_is_told_every_token_and_the_end(self) -> None:
         streamer = Recorder()
         output = self.run(ScriptedModel(V, after(len(LONG) + 1, EOS)), [LONG, SHORT], streamer=streamer)
-        assert torch.equal(torch.tensor(streamer.steps).T, output.sequences[:, output.prompt_length :])
+        told = torch.tensor(streamer.steps).T  # [B, T]
+        for row, count in enumerate(output.num_new_tokens):
+            assert told[row, :count].tolist() == output.completion(row)
+            assert (told[row, count:] == -1).all(), "a row that has ended is told as -1, which is no token"
         assert streamer.ends == 1
 
     def test_a_streamer_is_told_the_end_when_something_fails(self) -> None:

@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pluglm.contracts import OPERATIONS, KVSlot
+from pluglm.contracts import OPERATIONS, KVSlot, ModelDescription, WeightMap
 from pluglm.errors import CacheError, ContextLengthError, InputError
 
 #: A row's real tokens so far -> scores that replace the hashed ones.
 Script = Callable[[tuple[int, ...]], Mapping[int, float]]
 #: A score that any strategy follows, next to hashed ones.
 CERTAIN = 1000.0
+LAYERS = 4
 
 
 class ScriptedCache:
@@ -116,10 +117,14 @@ class ScriptedOutput:
 
     logits: Tensor
     past_key_values: ScriptedCache | None
+    hidden_states: tuple[Tensor, ...] | None = None
 
 
 class ScriptedModel:
     """Call it as `pluglm.forward.CausalLM`.
+
+    It has four layers whose hidden states are vectors of V hashed numbers in [0, 1), so that their cosines are near
+    each other; `logits_of` gives them back as they are. The script reaches logits alone.
 
     Args:
         script: what to put over the hashed scores. operations: of its caches. device: of its logits.
@@ -132,6 +137,10 @@ class ScriptedModel:
         device: str = "cpu",
     ) -> None:  # fmt: skip
         self.vocab_size, self.device = vocab_size, torch.device(device)
+        self.description = ModelDescription(
+            "scripted", None, WeightMap(()), vocab_size, hidden_size=vocab_size, num_layers=LAYERS, max_seq_len=None,
+            attention=(), slots=ScriptedCache.slots,
+        )  # fmt: skip
         self._script, self._operations = script, operations
         self.fed: list[int] = []
         self.caches: list[ScriptedCache] = []
@@ -151,7 +160,7 @@ class ScriptedModel:
     def __call__(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None,
         past_key_values: ScriptedCache | None = None, use_cache: bool | None = None, logits_to_keep: int | Tensor = 0,
-        return_dict: bool | None = None, **unknown: Any,
+        output_hidden_states: bool = False, return_dict: bool | None = None, **unknown: Any,
     ) -> ScriptedOutput:  # fmt: skip
         """The forward contract."""
         if unknown:
@@ -166,7 +175,12 @@ class ScriptedModel:
             counted = real.cumsum(1)[:, cache.length :] - 1 if position_ids is None else positions
             positions = counted.masked_fill(real[:, cache.length :] == 0, -1)
         logits = self._run(input_ids, positions, cache, logits_to_keep)
-        return ScriptedOutput(logits, cache if use_cache is not False else None)
+        hidden = self._hidden_states(cache, T) if output_hidden_states else None
+        return ScriptedOutput(logits, cache if use_cache is not False else None, hidden)
+
+    def logits_of(self, hidden: Tensor) -> Tensor:
+        """[..., V] what the head makes of a layer's hidden state: the same numbers."""
+        return hidden
 
     def _run(self, ids: Tensor, positions: Tensor, cache: ScriptedCache, keep: int | Tensor) -> Tensor:
         B, T = ids.shape
@@ -176,6 +190,20 @@ class ScriptedModel:
         cells = keep.tolist() if isinstance(keep, Tensor) else list(range(T - keep if keep else 0, T))
         rows = [[self.scores(cache.history(row, past + cell + 1)) for cell in cells] for row in range(B)]
         return torch.tensor(rows, device=self.device)
+
+    def _hidden_states(self, cache: ScriptedCache, count: int) -> tuple[Tensor, ...]:
+        """LAYERS + 1 tensors [B, count, V] for the cache's last cells."""
+        cells = range(cache.length - count + 1, cache.length + 1)
+        rows = [[cache.history(row, cell) for cell in cells] for row in range(cache.batch_size)]
+        return tuple(
+            torch.tensor([[self.hidden_state(history, layer) for history in row] for row in rows], device=self.device)
+            for layer in range(LAYERS + 1)
+        )
+
+    def hidden_state(self, history: tuple[int, ...], layer: int) -> list[float]:
+        """A layer's hidden state of the last of these tokens, V numbers in [0, 1)."""
+        seed = zlib.crc32(repr(history).encode())
+        return [zlib.crc32(b"%d %d %d" % (seed, v, layer)) / 2**32 for v in range(self.vocab_size)]
 
     def scores(self, history: tuple[int, ...]) -> list[float]:
         """The logits after these tokens, in [-3, 3) where they are not scripted."""

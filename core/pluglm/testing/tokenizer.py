@@ -78,6 +78,17 @@ class TokenizerContract:
         assert not any("\ufffd" in piece for piece in pieces)
         assert "".join(pieces) + stream.finish() == tokenizer.decode(ids)
 
+    @pytest.mark.parametrize("text", TEXTS)
+    def test_the_bytes_of_tokens_are_the_text(self, folder: Path, text: str) -> None:
+        tokenizer = self.build(folder)
+        if not self.lossless:
+            pytest.skip("this tokenizer loses text")
+        stand_for = tokenizer.token_bytes()
+        assert len(stand_for) == tokenizer.vocab_size
+        assert not any(stand_for[i] for i in tokenizer.special_ids)
+        joined = b"".join(stand_for[i] or b"" for i in tokenizer.encode(text, add_special_tokens=False))
+        assert joined in (text.encode(), b" " + text.encode())  # the space that "▁" puts before the first word
+
     def test_a_control_tokens_text_is_ordinary_text_unless_asked(self, folder: Path) -> None:
         tokenizer = self.build(folder)
         for special in self.special_texts(tokenizer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import TYPE_CHECKING
 
 import torch
@@ -81,6 +82,16 @@ class Decoder(nn.Module):
     def _final(self, x: Tensor) -> Tensor:
         x = x if self.norm is None else self.norm(x)
         return x if self._read_as is None else x.to(self._read_as)
+
+    def first_layers(self, count: int) -> Decoder:
+        """This decoder without the layers after the first `count`: its own modules, in a container of their own."""
+        cut = copy(self)
+        cut._modules = {**self._modules, "layers": self.layers[:count]}
+        return cut
+
+    def logits_of(self, hidden: Tensor) -> Tensor:
+        """What the head makes of any layer's output [..., C], without the final norm: [..., V]."""
+        return self._logits(hidden if self._read_as is None else hidden.to(self._read_as))
 
     def _logits(self, x: Tensor) -> Tensor:
         """softcap(scale * head(x)), [B, kept, V] in the model's dtype. (Soft cap: Gemma 2, section 2.)"""
