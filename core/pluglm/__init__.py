@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         ConfigError,
         ContextLengthError,
         GenerationError,
+        GrammarError,
         IncompatiblePluginError,
         InputError,
         ManifestError,
@@ -59,9 +60,9 @@ _HOMES = {
     **dict.fromkeys(
         (
             "CacheError", "CheckpointError", "ConfigError", "ContextLengthError", "GenerationError",
-            "IncompatiblePluginError", "InputError", "ManifestError", "ModelError", "ModelNotFoundError",
-            "PlanError", "PluginConflictError", "PluginDisabledError", "PluginError", "PluginNotFoundError",
-            "PluglmError", "QuarantinedError", "SaveError", "UnsupportedRequestError",
+            "GrammarError", "IncompatiblePluginError", "InputError", "ManifestError", "ModelError",
+            "ModelNotFoundError", "PlanError", "PluginConflictError", "PluginDisabledError", "PluginError",
+            "PluginNotFoundError", "PluglmError", "QuarantinedError", "SaveError", "UnsupportedRequestError",
         ),
         "pluglm.errors",
     ),
@@ -69,7 +70,7 @@ _HOMES = {
 
 __all__ = [
     "CacheError", "CheckpointError", "Completion", "ConfigError", "ConfigReader", "ContextLengthError",
-    "GenerationConfig", "GenerationError", "GenerationOutput", "IncompatiblePluginError", "InputError",
+    "GenerationConfig", "GenerationError", "GenerationOutput", "GrammarError", "IncompatiblePluginError", "InputError",
     "LanguageModel", "ManifestError", "ModelError", "ModelNotFoundError", "Piece", "Plan", "PlanError",
     "PluginConflictError", "PluginDisabledError", "PluginError", "PluginNotFoundError", "PluglmError",
     "QuarantinedError", "SaveError", "UnsupportedRequestError", "__version__", "explain", "hookimpl", "load",

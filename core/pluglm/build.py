@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pluglm.contracts.attention import AttentionBackend, AttentionRequest
@@ -136,6 +137,7 @@ def build_strategy(
     strategy: DecodingStrategy = build(manager, choice, "pluglm_build_decoding", request=DecodingRequest(
         context.description.vocab_size, context.device, tokenizer.decode if tokenizer is not None else None,
         choice.variant, choice.options,
+        encode=partial(tokenizer.encode, add_special_tokens=False) if tokenizer is not None else None,
     ))  # fmt: skip
     return strategy
 

@@ -13,6 +13,7 @@ from pluglm.contracts.cache import Cache
 from pluglm.contracts.decoding import Placed
 from pluglm.errors import InputError
 from pluglm.generation import choosing_fields, decoder_start, for_call, limited
+from pluglm.grammars import read_grammars
 from pluglm.healing import Healed, heal
 from pluglm.planner import AUTO
 from pluglm.prompts import Prompts, pad_behind, pad_left, read_prompts
@@ -20,6 +21,7 @@ from pluglm.seq2seq import Seq2SeqLM
 
 if TYPE_CHECKING:
     from pluglm.build import LoadContext
+    from pluglm.constraints import Constraints
     from pluglm.contracts.decoding import DecodingStrategy, GenerationConfig
     from pluglm.contracts.text import Tokenizer
     from pluglm.forward import CausalLM
@@ -58,13 +60,36 @@ class CallReader:
     context: LoadContext
     defaults: GenerationConfig
     strategies: Strategies
+    constraints: Constraints
 
     def read(self, prompt: Any, settings: Mapping[str, Any]) -> Call:
-        """Sort out `settings`, choose the strategy, turn the prompt into ids.
+        """Sort out `settings`, choose the strategy, turn the prompt into ids, compile the grammars.
 
         Raises: InputError, ContextLengthError, PlanError.
         """
         settings = dict(settings)
+        constraint = settings.pop("constraint", None)
+        call = self._read(prompt, settings)
+        return call if constraint is None else self._constrained(call, constraint)
+
+    def _constrained(self, call: Call, constraint: Any) -> Call:
+        """The call with a processor behind the caller's own that holds it to its grammars."""
+        grammars = read_grammars(constraint, len(call.prompts.rows), single=call.prompts.single)
+        if all(grammar is None for grammar in grammars):
+            return call
+        if call.tails:
+            raise InputError(
+                "token_healing and constraint cannot both be honoured.",
+                why="the first new token of a healed prompt repeats its end, which is no part of a grammar's text.",
+                fix="Leave one of them out.", argument="token_healing",
+            )  # fmt: skip
+        processor = self.constraints.processor(grammars, call.input_ids, call.config.eos_token_id or ())
+        own = call.arguments.get("logits_processor") or ()
+        arguments = {**call.arguments, "logits_processor": [*own, Placed(processor, after="user")]}
+        return dataclasses.replace(call, arguments=arguments)
+
+    def _read(self, prompt: Any, settings: dict[str, Any]) -> Call:
+        """As `read`, without the constraint. Takes `settings` apart."""
         passed: dict[str, Any] = {
             k: settings.pop(k) for k in ("logits_processor", "stopping_criteria", "streamer") if k in settings
         }

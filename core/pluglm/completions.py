@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -26,6 +26,8 @@ class Completion:
         finish_reason: "eos", "length" or "stop" (a stop string or a criterion); None: the strategy does not say.
         logprobs: of the new tokens, if asked for with `return_logprobs=True`.
         score: what ranked this sequence among its prompt's, of strategies that search; else None.
+        scores, logits: [new tokens, V], of the step that made each token, with `output_scores` or `output_logits`.
+        hidden_states: a step: L + 1 tensors [T, C], with `output_hidden_states`; T is the padded prompt's at first.
     """
 
     text: str
@@ -34,6 +36,9 @@ class Completion:
     finish_reason: FinishReason | None
     logprobs: tuple[float, ...] | None = None
     score: float | None = None
+    scores: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    hidden_states: tuple[tuple[torch.Tensor, ...], ...] | None = None
 
 
 def completions(output: GenerationOutput | torch.Tensor, call: Call, tokenizer: Tokenizer | None) -> list[Completion]:
@@ -52,5 +57,21 @@ def completions(output: GenerationOutput | torch.Tensor, call: Call, tokenizer: 
             output.finish_reasons[row] if output.finish_reasons else None,
             output.logprobs[row] if output.logprobs is not None else None,
             output.sequence_scores[row] if output.sequence_scores is not None else None,
+            **_steps(output, row),
         ))  # fmt: skip
     return done
+
+
+def _steps(output: GenerationOutput, row: int) -> dict[str, Any]:
+    """What the steps kept of one sequence: of the row of the search, where there was one, that each token came from."""
+    count = output.num_new_tokens[row]
+    rows = output.beam_indices[row] if output.beam_indices is not None else (row,) * count
+    found: dict[str, Any] = {}
+    for name in ("scores", "logits"):
+        steps = getattr(output, name)
+        if steps is not None:
+            found[name] = torch.stack([step[r] for step, r in zip(steps, rows, strict=False)])
+    if output.hidden_states is not None:
+        pairs = zip(output.hidden_states, rows, strict=False)
+        found["hidden_states"] = tuple(tuple(layer[r] for layer in step) for step, r in pairs)
+    return found

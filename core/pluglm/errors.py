@@ -15,6 +15,7 @@
     │   ├── ConfigError                config.json (or a sibling) says what cannot be honoured
     │   └── CheckpointError            weights that are damaged, missing, surplus or of the wrong shape
     ├── InputError                     a prompt or an argument of a call
+    │   ├── GrammarError               a grammar that is malformed or cannot be honoured, or a token that breaks one
     │   └── ContextLengthError         more tokens than the model or the cache holds
     ├── GenerationError                no token can be chosen from what the model or a processor gave
     ├── CacheError                     an operation a cache lacks or cannot do now
@@ -113,6 +114,10 @@ class InputError(PluglmError):
 
 class ContextLengthError(InputError):
     """More tokens than the model or the cache holds. `.tokens`, `.limit`."""
+
+
+class GrammarError(InputError):
+    """A grammar is malformed, allows nothing or cannot be honoured, or a token breaks it. `.grammar`: its kind."""
 
 
 class GenerationError(PluglmError):

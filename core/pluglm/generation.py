@@ -41,7 +41,7 @@ NEUTRAL_VALUES: Mapping[str, Any] = {
     "encoder_repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "encoder_no_repeat_ngram_size": 0, "typical_p": 1.0,
     "epsilon_cutoff": 0.0, "eta_cutoff": 0.0, "diversity_penalty": 0.0, "min_length": 0, "early_stopping": False,
     "renormalize_logits": False, "remove_invalid_values": False, "token_healing": False, "is_assistant": False,
-    "max_length": 20, "low_memory": False,
+    "max_length": 20, "low_memory": False, "guidance_scale": 1.0,
 }  # fmt: skip
 
 
@@ -68,7 +68,7 @@ def defaults(
     if not sample:
         for name in (*SAMPLING, *EXTRA_SAMPLING):
             said.pop(name, None)
-    elif not any(name in said for name in SAMPLING):
+    elif not any(name in said for name in (*SAMPLING, *EXTRA_SAMPLING)):
         said["temperature"] = 1.0
     said.setdefault("eos_token_id", list(description.eos_token_ids) or ([eos] if eos is not None else None))
     said.setdefault("bos_token_id", description.bos_token_id if description.bos_token_id is not None else bos)
@@ -132,6 +132,10 @@ def for_call(base: GenerationConfig, call: Mapping[str, Any], honoured: frozense
                 argument="generation_config",
             )
         call = {**given.set_fields(), **call}
+    # A value that changes nothing asks no strategy for anything; it takes back what the files say.
+    for name, value in call.items():
+        if name not in _FIELDS and (honoured is None or name not in honoured) and _is_neutral(name, value):
+            call[name] = None
     sample = call.pop("do_sample", None)
     if sample is not None and not isinstance(sample, bool):
         raise InputError(f"do_sample={sample!r} makes no sense: it must be True or False.", argument="do_sample")
@@ -155,7 +159,7 @@ def for_call(base: GenerationConfig, call: Mapping[str, Any], honoured: frozense
         result = _replace(result, {k: None for k in removed if k in _FIELDS}, {
             k: v for k, v in result.extra.items() if k not in removed
         })  # fmt: skip
-    if sample is True and not any(getattr(result, name) is not None for name in SAMPLING):
+    if sample is True and not set(result.set_fields()) & {*SAMPLING, *EXTRA_SAMPLING}:
         result = result.updated(temperature=1.0)
     return result
 
@@ -203,6 +207,11 @@ def choosing_fields(config: GenerationConfig) -> tuple[str, ...]:
     """The set fields that a strategy must honour (token ids of special tokens are told to all)."""
     told = ("eos_token_id", "bos_token_id", "pad_token_id")
     return tuple(sorted(name for name in config.set_fields() if name not in told))
+
+
+def _is_neutral(name: str, value: Any) -> bool:
+    known = NEUTRAL_VALUES.get(name)
+    return known is not None and type(value) in (type(known), int) and value == known
 
 
 _FIELDS = frozenset(f.name for f in fields(GenerationConfig)) - {"extra"}

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
         CacheLayout,
         CacheRequest,
         Checkpoint,
+        Constraint,
+        ConstraintRequest,
         DecodingRequest,
         DecodingStrategy,
         Executor,
@@ -142,6 +144,14 @@ class TokenizerHooks:
         """Build the tokenizer of one model. Called once a load."""
 
 
+class ConstraintHooks:
+    """Kind `constraint`."""
+
+    @hookspec(firstresult=True)
+    def pluglm_build_constraint(self, request: ConstraintRequest) -> Constraint:  # type: ignore[empty-body]
+        """Build what compiles grammars for a model. Called when a call brings one, once for each set of end tokens."""
+
+
 class CommandHooks:
     """Kind `command`; the provider's name is the sub-command's."""
 
@@ -179,5 +189,5 @@ class ObserverHooks:
 
 SPECS = (
     ArchitectureHooks, AttentionHooks, CacheHooks, QuantizerHooks, DecodingHooks, KernelHooks, ExecutorHooks,
-    SourceHooks, FormatHooks, TokenizerHooks, CommandHooks, ObserverHooks,
+    SourceHooks, FormatHooks, TokenizerHooks, ConstraintHooks, CommandHooks, ObserverHooks,
 )  # fmt: skip

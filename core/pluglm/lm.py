@@ -13,6 +13,7 @@ import torch
 from pluglm.build import SKIP, Built, LoadContext, build
 from pluglm.calls import Call, CallReader
 from pluglm.completions import Completion, completions
+from pluglm.constraints import Constraints
 from pluglm.contracts.decoding import DecodingStrategy, GenerationConfig, GenerationOutput
 from pluglm.contracts.quantizer import Quantizer, QuantizerRequest
 from pluglm.contracts.text import Tokenizer
@@ -47,12 +48,13 @@ class LanguageModel:
     generation: GenerationConfig
 
     def __init__(
-        self, manager: Manager, context: LoadContext, built: Built, decoding: Wanted, excluded: Mapping[str, str]
-    ) -> None:
+        self, manager: Manager, context: LoadContext, built: Built, decoding: Wanted, constraint: Wanted,
+        excluded: Mapping[str, str],
+    ) -> None:  # fmt: skip
         """Called by `pluglm.load`.
 
         Args:
-            decoding: what the user said of the strategy. excluded: providers that failed while loading, with why.
+            decoding, constraint: what the user said of these. excluded: providers that failed while loading, with why.
         """
         parts = built.parts
         self.plan = built.plan
@@ -68,7 +70,8 @@ class LanguageModel:
         self._quantizer = parts.quantizer
         planned = (built.plan["decoding"], parts.strategy)
         self._strategies = Strategies(manager, context, t, decoding, planned, excluded)
-        self._calls = CallReader(self.model, t, context, self.generation, self._strategies)
+        constraints = Constraints(manager, context, t, constraint, excluded)
+        self._calls = CallReader(self.model, t, context, self.generation, self._strategies, constraints)
 
     def __repr__(self) -> str:
         return f"<LanguageModel {self.plan.model} ({self.plan.model_type}), {self.plan.dtype} on {self.plan.device}>"
@@ -80,11 +83,12 @@ class LanguageModel:
             prompt: a text, messages ({"role": …, "content": …}), token ids, or a list of any of these.
             **settings: fields of GenerationConfig (max_new_tokens, temperature, seed, stop_strings, …), do_sample,
                 `decoding` (a strategy for this call) or `custom_generate` (a function of the Hub's shape, the name or
-                the folder of a vendored method), past_key_values, use_cache, logits_processor, stopping_criteria,
-                streamer, generator (a torch.Generator that gives the seed), token_healing, progress=True (a bar over
-                the tokens on a terminal), and what the strategy knows. For an encoder-decoder also
-                decoder_start_token_id; the prompt is its encoder's input, and limits and penalties are about the
-                decoder's tokens.
+                the folder of a vendored method), constraint (a grammar: {"json_schema": …}, {"json": True},
+                {"regex": …}, {"choice": […]} or {"lark": …}; or a list, one a prompt), past_key_values, use_cache,
+                logits_processor, stopping_criteria, streamer, generator (a torch.Generator that gives the seed),
+                token_healing, progress=True (a bar over the tokens on a terminal), and what the strategy knows. For an
+                encoder-decoder also decoder_start_token_id; the prompt is its encoder's input, and limits, penalties
+                and grammars are about the decoder's tokens.
         Returns: the new text; a list for a list of prompts or several sequences each.
         Raises: InputError, ContextLengthError, PlanError.
         """

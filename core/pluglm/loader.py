@@ -106,6 +106,8 @@ class Loader:
         choices += [self._quantizer(planner), decoding, self._tokenizer(planner)]
         demand = Demand(device, dtype)
         choices.append(planner.single("executor", request.wanted("executor"), demand, f"runs on {device}"))
+        if (constraint := request.wanted("constraint")).text != AUTO:
+            choices.append(planner.single("constraint", constraint, Demand(device), "built when a call has a grammar"))
         choices += planner.kernels(device=device, dtype=dtype)
         plan = Plan(
             request.model, self.checkpoint.fingerprint, description.model_type, device, dtype,

@@ -33,6 +33,7 @@ def load(
     executor: str = AUTO,
     tokenizer: str = AUTO,
     format: str = AUTO,  # noqa: A002 - the kind's name
+    constraint: str = AUTO,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     quantizer_skip: tuple[str, ...] = (),
     plan: Plan | None = None,
@@ -49,6 +50,7 @@ def load(
         architecture, attention, cache, decoding, executor, tokenizer: "auto", a provider's name, `name:variant`, or
             its full id `distribution:kind/name`.
         format: "auto": safetensors; or a provider that reads other files.
+        constraint: "auto" or a provider: what holds calls with a grammar to it. It is built when the first one comes.
         quantizer: None: as the checkpoint is; or a provider, which packs the linear layers while they are read.
         options: keyword options of single parts: {"cache": {"residual_length": 64}}.
         quantizer_skip: patterns of module names that stay in full precision.
@@ -59,6 +61,7 @@ def load(
     named = {
         "architecture": architecture, "attention": attention, "cache": cache, "quantizer": quantizer,
         "decoding": decoding, "executor": executor, "tokenizer": tokenizer, "format": format,
+        "constraint": constraint,
     }  # fmt: skip
     request = read_request(
         str(model), named, options or {}, revision=revision, offline=offline, token=token, device=device, dtype=dtype,
@@ -74,7 +77,9 @@ def load(
 
     loader = Loader(request, manager or Manager.installed())
     built = loader.load()
-    lm = LanguageModel(loader.manager, loader.context, built, request.wanted("decoding"), loader.excluded)
+    lm = LanguageModel(
+        loader.manager, loader.context, built, request.wanted("decoding"), request.wanted("constraint"), loader.excluded
+    )
     if plan is not None and lm.plan.hash != plan.hash:
         raise PlanError(
             "this plan cannot be replayed here.",

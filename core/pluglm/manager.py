@@ -259,6 +259,7 @@ CONTRACTS: Mapping[str, tuple[str, ...]] = {
     "executor": ("name", "run"),
     "source": ("name", "resolve"),
     "tokenizer": ("vocab_size", "encode", "decode", "apply_chat_template", "save"),
+    "constraint": ("name", "compile"),
     "architecture": ("forward", "embed", "head", "named_parameters"),
     "kernel": ("__call__",),
     "format": ("path", "config", "tensors", "tensor", "file", "fingerprint"),

@@ -32,7 +32,7 @@ from pluglm.manager import Manager
 from pluglm.metadata import installed_versions
 from pluglm.plan import Choice, Rejected
 from pluglm.provider import Provider
-from pluglm.static_filter import TIERS, static_refusals, unmet_packages
+from pluglm.static_filter import ANY, TIERS, static_refusals, unmet_packages
 
 AUTO = "auto"
 #: What `decoding="auto"` may choose, in this order: the first that honours every field of the call, and of which the
@@ -321,13 +321,15 @@ class Planner:
                         p.id: "next in line" if p.name in AUTO_DECODING else "used when named" for p in found.able
                     }
                     return found.choice(provider, _why(found, provider, said), skipped)
-        if found.able:
+        # One that takes any name has not said that it knows these.
+        knowing = [p for p in found.able if ANY not in (p.facts or {}).get("features", ())]
+        if knowing:
             raise PlanError(
                 f'no strategy that "auto" may choose honours {", ".join(fields)}.',
                 why='"auto" chooses among '
                 + ", ".join(AUTO_DECODING)
                 + " only (a search if num_beams or its like is said); the others mean something else by the same call.",
-                fix=f"Name one: {' or '.join(f'decoding={p.name!r}' for p in found.able)}.",
+                fix=f"Name one: {' or '.join(f'decoding={p.name!r}' for p in knowing)}.",
             )
         raise self._unknown_fields(found, fields) or self.nothing_able(found)
 

@@ -14,7 +14,7 @@ from pluglm.planner import AUTO, Wanted, wish
 #: Parts a user may name, with what "nothing said" means. None: the part is absent unless named.
 PARTS: Mapping[str, str | None] = {
     "architecture": AUTO, "attention": AUTO, "cache": AUTO, "decoding": AUTO, "executor": AUTO, "tokenizer": AUTO,
-    "format": AUTO, "quantizer": None,
+    "format": AUTO, "constraint": AUTO, "quantizer": None,
 }  # fmt: skip
 
 

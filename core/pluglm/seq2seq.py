@@ -66,7 +66,7 @@ class Seq2SeqLM(BuiltModel):
     def conditioned(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> ConditionedLM:
         """Encode these prompts [B, Te] and return the decoder that attends to them."""
         encoded, positions = self._encode(Passed(input_ids, None, attention_mask), False)
-        return ConditionedLM(self, encoded.last_hidden_state, positions)
+        return ConditionedLM(self, encoded.last_hidden_state, positions, input_ids, attention_mask)
 
     def forward(
         self,
@@ -160,13 +160,20 @@ class ConditionedLM(CausalLM):
 
     Its caches get the encoder's keys in their first pass. A pass may have a multiple of the encoder's rows: row i of n
     times as many belongs to input i // n, as after `Cache.repeat(n)`.
+
+    Attributes:
+        encoder_input_ids, encoder_attention_mask: [B, Te] the encoder's input, for processors that go by it; the mask
+            is None where there is no padding.
     """
 
-    def __init__(self, model: Seq2SeqLM, states: Tensor, positions: Tensor) -> None:
+    def __init__(
+        self, model: Seq2SeqLM, states: Tensor, positions: Tensor, input_ids: Tensor, attention_mask: Tensor | None
+    ) -> None:
         """Called by `Seq2SeqLM.conditioned`. states: [B, Te, C]. positions: [B, Te], negative: padding."""
         super().__init__(model.module, model.executor, model.layout, model.description, model.config)
         self._held, self._decode = model.held, model._run
         self._states, self._positions = states, positions
+        self.encoder_input_ids, self.encoder_attention_mask = input_ids, attention_mask
         self._run = self._attending
 
     def _attending(self, inputs: ForwardInput) -> ForwardOutput:

@@ -1,9 +1,18 @@
-"""Tokens a second of prompt lookup against greedy decoding, over the same model: one row at a time and a batch of eight.
+"""Tokens a second of speculative decoding against plain decoding, over the same model: what each kind of guess is worth.
 
-Three kinds of prompt, from files that the embedded model was not trained on: the head of a file given twice, so that the
-second copy is to be continued; the head of a file alone; and eight of both. Rounds alternate between the two strategies,
-so that a machine whose speed drifts shifts both; the tokens of each round are compared. Prints a table, then one line of
-JSON. `--quick` does one short round of each, to see that everything runs.
+Kinds, from files that the embedded model was not trained on:
+
+    lookup, repeating   the head of a file and its beginning again, so that the second copy is to be continued; one row
+    lookup, fresh       the head of a file, drawn at temperature 1, so that the text hardly repeats itself; one row
+    lookup, batch of 8  four rows of each, greedy
+    lookup, mixed       the same eight, drawn at temperature 0.7: some repeat themselves, and the batch waits for others
+    draft model         the head of a file, greedy, guessed by pystdlib-draft; one row
+    early exit          the same, guessed by the model's own first layers
+
+Rounds alternate between the two strategies, and which one goes first, so that a machine whose speed drifts shifts both;
+a round's ratio compares its own two halves, and the table shows the median of the ratios. The tokens of the two are
+compared in every round: they must be the same, one for one. Prompts are read before the clock starts. Prints a table,
+then one line of JSON. `--quick` does one short round of each, to see that everything runs.
 """
 
 from __future__ import annotations
@@ -13,7 +22,8 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,8 +31,12 @@ from pluglm_model_pystdlib import held_out
 
 import pluglm
 
-PLAIN, GUESSING = "greedy", "prompt-lookup"
 BATCH = 8
+#: What the kinds are asked to reach, as ratios.
+BOUNDS = {
+    "lookup, repeating": 1.5, "lookup, fresh": 0.95, "lookup, batch of 8": 1.0, "lookup, mixed": 0.95, "draft model": 1.2,
+    "early exit": None,
+}  # fmt: skip
 
 
 class FirstToken:
@@ -40,6 +54,21 @@ class FirstToken:
         """Nothing to do."""
 
 
+@dataclass(frozen=True)
+class Kind:
+    """One line of the table.
+
+    Attributes:
+        batches: rows of token ids that are generated from together. guessing: the strategy. said: settings of both
+            strategies. own: settings of `guessing` alone.
+    """
+
+    batches: Sequence[Sequence[list[int]]]
+    guessing: str
+    said: Mapping[str, Any] = field(default_factory=dict)
+    own: Mapping[str, Any] = field(default_factory=dict)
+
+
 def prompts(lm: pluglm.LanguageModel, count: int, tokens: int) -> tuple[list[list[int]], list[list[int]]]:
     """`count` prompts that repeat themselves, and as many that do not; `tokens` new ones follow."""
     assert lm.tokenizer is not None
@@ -55,13 +84,32 @@ def prompts(lm: pluglm.LanguageModel, count: int, tokens: int) -> tuple[list[lis
     return copied, fresh
 
 
-def timed(lm: pluglm.LanguageModel, name: str, rows: Sequence[list[int]], tokens: int) -> tuple[list[list[int]], float]:
+def kinds(lm: pluglm.LanguageModel, args: argparse.Namespace) -> dict[str, Kind]:
+    """What is measured, by name."""
+    copied, fresh = prompts(lm, max(args.prompts, BATCH // 2), args.tokens)
+    draft = pluglm.load("pystdlib-draft", dtype="float32", executor=args.draft_executor)
+    alone = [[row] for row in fresh[: args.prompts]]
+    eight = copied[: BATCH // 2] + fresh[: BATCH // 2]
+    count = {"num_assistant_tokens": args.guess, "assistant_confidence_threshold": 0.0}
+    found = {
+        "lookup, repeating": Kind([[row] for row in copied[: args.prompts]], "prompt-lookup"),
+        "lookup, fresh": Kind(alone, "prompt-lookup", {"temperature": 1.0, "seed": 1}),
+        f"lookup, batch of {BATCH}": Kind([eight], "prompt-lookup"),
+        "lookup, mixed": Kind([eight], "prompt-lookup", {"temperature": 0.7, "seed": 1}),
+        "draft model": Kind(alone, "assisted", own={"assistant_model": draft, **count}),
+        "early exit": Kind(alone, "early-exit", own={"assistant_early_exit": args.layers, **count}),
+    }
+    return {name: kind for name, kind in found.items() if not args.only or name in args.only}
+
+
+def timed(
+    lm: pluglm.LanguageModel, strategy: Any, rows: Sequence[list[int]], tokens: int, said: Mapping[str, Any]
+) -> tuple[list[list[int]], float]:
     """The new tokens of every row by one strategy, and the seconds after the first one."""
-    strategy, first = lm.strategy(name), FirstToken()
-    width = max(map(len, rows))
+    first, width = FirstToken(), max(map(len, rows))
     ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    config = lm.generation.updated(max_new_tokens=tokens, eos_token_id=(), pad_token_id=0)
+    config = lm.generation.updated(max_new_tokens=tokens, eos_token_id=(), pad_token_id=0, **said)
     with torch.no_grad():
         output: Any = strategy(lm.model, ids, attention_mask=mask, generation_config=config, streamer=first)
     ended = time.perf_counter()
@@ -69,75 +117,74 @@ def timed(lm: pluglm.LanguageModel, name: str, rows: Sequence[list[int]], tokens
     return [output.completion(row) for row in range(len(rows))], ended - first.at
 
 
-PACKAGES = {PLAIN: "standard", GUESSING: "speculative"}
-
-
-def measure(lm: pluglm.LanguageModel, batches: Sequence[list[list[int]]], tokens: int, rounds: int) -> dict[str, Any]:
-    """One kind of prompt: medians over rounds of the tokens a second of both, and how many guesses held."""
-    speculative: Any = lm.strategy(GUESSING)
-    rates: dict[str, list[float]] = {PLAIN: [], GUESSING: []}
+def measure(lm: pluglm.LanguageModel, kind: Kind, tokens: int, rounds: int) -> dict[str, Any]:
+    """Medians over rounds of the tokens a second of both, of their ratios, and how many guesses held."""
+    plain: Any = lm.strategy("sampling" if kind.said else "greedy")
+    guessing: Any = lm.strategy(kind.guessing)
+    rates: dict[str, list[float]] = {"plain": [], "guessing": []}
     passes = guessed = accepted = 0
     for i in range(rounds + 1):
-        seconds = {PLAIN: 0.0, GUESSING: 0.0}
-        for rows in batches:
+        seconds = {"plain": 0.0, "guessing": 0.0}
+        for number, rows in enumerate(kind.batches):
             made = {}
-            for name in (PLAIN, GUESSING) if i % 2 else (GUESSING, PLAIN):
-                made[name], spent = timed(lm, name, rows, tokens)
+            order = [("plain", plain, kind.said), ("guessing", guessing, {**kind.said, **kind.own})]
+            for name, strategy, said in order if (i + number) % 2 else reversed(order):
+                made[name], spent = timed(lm, strategy, rows, tokens, said)
                 seconds[name] += spent
-            assert made[PLAIN] == made[GUESSING], "the two strategies made different tokens"
+            assert made["plain"] == made["guessing"], "the two strategies made different tokens"
             if i == rounds:  # guesses are the same in every round
-                found = speculative.statistics
+                found = guessing.statistics
                 passes, guessed, accepted = passes + found.passes, guessed + found.guessed, accepted + found.accepted
-        if i:  # the first round warms up
-            new = sum(map(len, batches)) * (tokens - 1)
+        if i or rounds == 1:  # the first round warms up
+            new = sum(map(len, kind.batches)) * (tokens - 1)
             for name, spent in seconds.items():
                 rates[name].append(new / spent)
-    ratios = [b / a for a, b in zip(rates[PLAIN], rates[GUESSING], strict=True)]
+    ratios = [b / a for a, b in zip(rates["plain"], rates["guessing"], strict=True)]
     return {
-        "greedy_tokens_per_s": round(statistics.median(rates[PLAIN]), 1),
-        "prompt_lookup_tokens_per_s": round(statistics.median(rates[GUESSING]), 1),
+        "plain_tokens_per_s": round(statistics.median(rates["plain"]), 1),
+        "guessing_tokens_per_s": round(statistics.median(rates["guessing"]), 1),
         "ratio": round(statistics.median(ratios), 3),
         "ratio_min": round(min(ratios), 3), "ratio_max": round(max(ratios), 3),
         "guessed": guessed, "accepted": accepted,
         "acceptance_rate": round(accepted / guessed, 3) if guessed else None,
-        "tokens_per_pass": round(sum(map(len, batches)) * (tokens - 1) / passes, 2),
+        "tokens_per_pass": round(sum(map(len, kind.batches)) * (tokens - 1) / passes, 2),
     }  # fmt: skip
 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--prompts", type=int, default=6, help="of each kind, for one row at a time")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cache", default="dynamic")
+    parser.add_argument("--guess", type=int, default=2, help="tokens that the draft model and the first layers guess")
+    parser.add_argument("--layers", type=int, default=2, help="of the model, for early exit")
+    parser.add_argument("--draft-executor", default="auto", help="what runs the draft model")
+    parser.add_argument("--only", nargs="*", choices=sorted(BOUNDS), help="of the kinds")
     parser.add_argument("--quick", action="store_true", help="see that it runs; the figures mean nothing")
     args = parser.parse_args()
     if args.quick:
-        args.tokens, args.prompts, args.rounds = 32, 1, 1
+        args.tokens, args.prompts, args.rounds = 24, 1, 1
     torch.set_num_threads(args.threads)
-    lm = pluglm.load("pystdlib", dtype="float32", cache=args.cache, decoding=GUESSING)
-    lm.generate([1, 2], max_new_tokens=1, decoding=PLAIN)
-    copied, fresh = prompts(lm, max(args.prompts, BATCH // 2), args.tokens)
-    kinds = {
-        "repeating": [[row] for row in copied[: args.prompts]],
-        "not repeating": [[row] for row in fresh[: args.prompts]],
-        f"batch of {BATCH}": [copied[: BATCH // 2] + fresh[: BATCH // 2]],
-    }
+    lm = pluglm.load("pystdlib", dtype="float32", cache=args.cache)
     results = {}
-    print(f"{'prompts':14} {'greedy':>9} {'lookup':>9}  tokens/s   ratio [spread]          accepted   tokens a pass")
-    for kind, batches in kinds.items():
-        result = results[kind] = measure(lm, batches, args.tokens, args.rounds)
+    print(f"{'':18}    plain guessing tokens/s   ratio [spread]       bound  accepted  tokens a pass")
+    for name, kind in kinds(lm, args).items():
+        result = results[name] = measure(lm, kind, args.tokens, args.rounds)
         rate = "-" if result["acceptance_rate"] is None else f"{result['acceptance_rate']:.0%}"
+        bound = BOUNDS[name]
         print(
-            f"{kind:14} {result['greedy_tokens_per_s']:9.1f} {result['prompt_lookup_tokens_per_s']:9.1f}            "
-            f"{result['ratio']:.2f} [{result['ratio_min']:.2f} … {result['ratio_max']:.2f}]  {rate:>10} "
-            f"{result['tokens_per_pass']:12.2f}"
+            f"{name:18} {result['plain_tokens_per_s']:8.1f} {result['guessing_tokens_per_s']:8.1f}            "
+            f"{result['ratio']:5.2f} [{result['ratio_min']:.2f} … {result['ratio_max']:.2f}]  "
+            f"{'-' if bound is None else f'{bound:.2f}':>6}  {rate:>8}  {result['tokens_per_pass']:13.2f}",
+            flush=True,
         )
     print(json.dumps({
         "model": "pystdlib", "plan": lm.plan.hash[:12], "cache": args.cache, "tokens": args.tokens,
-        "prompts": args.prompts, "rounds": args.rounds, "threads": args.threads, "quick": args.quick,
+        "prompts": args.prompts, "rounds": args.rounds, "threads": args.threads, "guess": args.guess,
+        "layers": args.layers, "draft_executor": args.draft_executor, "quick": args.quick, "bounds": BOUNDS,
         "results": results, "torch": torch.__version__, "machine": platform.processor() or platform.machine(),
     }))  # fmt: skip
 

@@ -44,6 +44,7 @@ BORDER: dict[str, tuple[Any, ...]] = {
     "source": (hookspecs.SourceHooks, c.Source, c.SourceRequest),
     "format": (hookspecs.FormatHooks, c.Checkpoint),
     "tokenizer": (hookspecs.TokenizerHooks, c.Tokenizer, c.TokenizerRequest),
+    "constraint": (hookspecs.ConstraintHooks, c.Constraint, c.ConstraintRequest, c.Grammar, c.Matcher),
     "command": (hookspecs.CommandHooks,),
     "hooks": (hookspecs.ObserverHooks,),
 }  # fmt: skip

@@ -91,6 +91,7 @@ def test_sampling_fields_count_only_if_the_file_says_do_sample(file: dict[str, A
 def test_do_sample_alone_means_temperature_one() -> None:
     assert of_files({"do_sample": True}).set_fields() == {"temperature": 1.0}
     assert of_files({"do_sample": True, "top_p": 0.9}).set_fields() == {"top_p": 0.9}
+    assert of_files({"do_sample": True, "typical_p": 0.9}).set_fields() == {"typical_p": 0.9}
 
 
 @pytest.mark.parametrize(
@@ -276,3 +277,11 @@ def test_a_start_token_is_an_id_of_the_vocabulary(wrong: Any) -> None:
     with pytest.raises(ConfigError) as found:
         decoder_start(description(), {"decoder_start_token_id": wrong}, bos=1)
     assert f"decoder_start_token_id={wrong!r}" in found.value.why and found.value.key == "decoder_start_token_id"
+
+
+def test_a_value_that_changes_nothing_asks_no_strategy_and_takes_back_the_files() -> None:
+    base = GenerationConfig().updated(num_beams=4, no_repeat_ngram_size=3)
+    config = for_call(base, {"num_beams": 1, "length_penalty": 1.0}, None)
+    assert config.extra == {"no_repeat_ngram_size": 3}
+    assert for_call(base, {"num_beams": 1}, frozenset({"num_beams"})).extra == {"num_beams": 1}
+    assert for_call(base, {"num_beams": True}, None).extra["num_beams"] is True, "no number of beams"

@@ -193,13 +193,14 @@ def decoding(name: str, *fields: str) -> Provider:
 
 
 STRATEGIES = (
-    decoding("beam", "max_new_tokens", "num_beams"), decoding("greedy", "max_new_tokens"),
+    decoding("beam", "length_penalty", "max_new_tokens", "num_beams"), decoding("greedy", "max_new_tokens"),
     decoding("sampling", "max_new_tokens", "temperature"),
 )  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("fields", "name"), [((), "greedy"), (("max_new_tokens",), "greedy"), (("temperature",), "sampling")]
+    ("fields", "name"),
+    [((), "greedy"), (("max_new_tokens",), "greedy"), (("temperature",), "sampling"), (("num_beams",), "beam")],
 )
 def test_decoding_follows_the_fields_of_the_call(fields: tuple[str, ...], name: str) -> None:
     choice = Planner(isolated_manager(*STRATEGIES)).decoding(Wanted(), fields, device="cpu")
@@ -209,8 +210,8 @@ def test_decoding_follows_the_fields_of_the_call(fields: tuple[str, ...], name: 
 def test_a_strategy_that_means_something_else_is_used_only_when_named() -> None:
     planner = Planner(isolated_manager(*STRATEGIES))
     with pytest.raises(PlanError, match="Name one: decoding='beam'"):
-        planner.decoding(Wanted(), ("num_beams",), device="cpu")
-    assert planner.decoding(Wanted("beam"), ("num_beams",), device="cpu").provider == "acme-test:decoding/beam"
+        planner.decoding(Wanted(), ("length_penalty",), device="cpu")
+    assert planner.decoding(Wanted("beam"), ("length_penalty",), device="cpu").provider == "acme-test:decoding/beam"
 
 
 def test_tuned_kernels_are_chosen_for_their_ops_and_others_run_the_reference() -> None:

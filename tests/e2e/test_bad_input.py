@@ -147,7 +147,7 @@ FILES: dict[str, Row] = {
         generation(max_new_tokens=-3), ConfigError, ("generation_config.json", "max_new_tokens=-3")),
     "generation_config: do_sample is a text": (
         generation(do_sample="no"), ConfigError, ("generation_config.json", "do_sample='no'")),
-    "generation_config: beams": (generation(num_beams=4), PlanError, ("num_beams", "decoding")),
+    "generation_config: a search without beams": (generation(length_penalty=0.8), PlanError, ("length_penalty", "decoding")),
     "generation_config: a key nobody knows": (generation(sparkle=3), PlanError, ("sparkle", "decoding")),
     "generation_config: a list": (file("generation_config.json", "[]"), ConfigError, ("generation_config.json",)),
     "generation_config: end token beyond the vocabulary": (
@@ -339,7 +339,7 @@ CALLS: dict[str, tuple[Say, type[PluglmError], tuple[str, ...]]] = {
         generate(num_return_sequences=2), PlanError, ("num_return_sequences=2", "sampling")),
     "no sequences": (generate(num_return_sequences=0), InputError, ("num_return_sequences=0", ">= 1")),
     "setting with a typo": (generate(max_new_token=3), PlanError, ("max_new_token", "max_new_tokens")),
-    "setting nobody has": (generate(num_beams=4), PlanError, ("num_beams", "decoding")),
+    "setting of a search without beams": (generate(length_penalty=0.8), PlanError, ("length_penalty", "decoding")),
     "greedy by name with a temperature": (
         generate(decoding="greedy", temperature=0.7), PlanError, ("temperature", "greedy", "To do")),
     "decoding typo": (generate(decoding="gredy"), PluginNotFoundError, ("'gredy'", "Did you mean 'greedy'?")),
@@ -351,7 +351,7 @@ CALLS: dict[str, tuple[Say, type[PluglmError], tuple[str, ...]]] = {
     "pad token beyond the vocabulary": (
         generate([[5], [6, 7]], pad_token_id=999), InputError, ("pad_token_id=999", "vocabulary of 307")),
     "processor is none": (generate(logits_processor=3), InputError, ("logits_processor", "To do")),
-    "stream of a batch": (lambda lm: lm.stream(["a", "b"]), InputError, ("one completion", "2 prompts", "one by one")),
+    "stream of a batch": (lambda lm: lm.stream(["a", "b"]), InputError, ("one completion", "2 prompts", "stream_batch")),
     "stream of several samples": (
         lambda lm: lm.stream("a", temperature=1.0, num_return_sequences=2), InputError, ("one completion", "num_return_sequences", "To do")),
     "cache of another batch": (

@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from cells import STRATEGIES, Cell, cells, has_attention, names
 from programs import PROGRAMS
+from searches import SAID, refused
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "matrix.md"
 #: Reasons that no work could remove: what the two are contradicts each other, or the machine lacks what one needs.
@@ -26,7 +27,16 @@ Every attention backend with every cache layout on every type of layer, for each
 `eager` attention generates with a cache of the same numbers, alone and in a ragged batch; one that is refused must be
 refused while the model is loaded, with the reason given here. On a CPU, in float32.
 
-✓ works with every strategy. A number refers to the reasons below the table. {share}
+✓ works with these strategies. A number refers to the reasons below the table. {share}
+
+"""
+
+MORE = """
+## Further strategies
+
+Each with every layout on every type of layer that the layout makes, with `eager` attention. ✓ works on all of them; else
+the types on which it is refused, with the reason below. One that works must give the same tokens with every layout that
+keeps all numbers, and, where it is greedy speculation, those of `greedy`.
 
 """
 
@@ -51,7 +61,31 @@ def page(found: Sequence[Cell]) -> str:
     )
     strategies = ", ".join(f"`{name}`" for name in STRATEGIES)
     head = HEAD.format(strategies=strategies, share=share)
-    return head + "\n".join(lines) + "\n\n## Why not\n\n" + "\n".join(notes) + "\n"
+    return head + "\n".join(lines) + "\n\n## Why not\n\n" + "\n".join(notes) + "\n" + strategies_table()
+
+
+def strategies_table() -> str:
+    """The second table and its reasons."""
+    layouts, reasons = names("cache"), {}
+    lines = [f"| strategy | {' | '.join(layouts)} |", f"|---|{'---|' * len(layouts)}"]
+    for strategy in SAID:
+        cells_ = [searches_mark(strategy, layout, reasons) for layout in layouts]
+        lines.append(f"| `{strategy}` | {' | '.join(cells_)} |")
+    notes = [f"{number}. {reason}" for reason, number in reasons.items()]
+    return MORE + "\n".join(lines) + "\n\n" + "\n".join(notes) + "\n"
+
+
+def searches_mark(strategy: str, layout: str, reasons: dict[str, int]) -> str:
+    """One cell; new reasons are numbered in `reasons`."""
+    found = refused(strategy, layout)
+    by_reason: dict[str, list[str]] = {}
+    for layers, reason in found.items():
+        by_reason.setdefault(reason.replace(f"({layout})", "(…)"), []).append(layers)
+    marks = [
+        f"not {', '.join(layers)} ({reasons.setdefault(reason, len(reasons) + 1)})"
+        for reason, layers in by_reason.items()
+    ]
+    return "; ".join(marks) or "✓"
 
 
 def meaningless(found: Cell) -> bool:

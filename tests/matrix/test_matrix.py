@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import cells
 import page
+import searches
 from programs import PROGRAMS
 
 from pluglm.lm import LanguageModel
@@ -71,6 +72,28 @@ def test_a_cell_works_or_is_refused_as_the_page_says(attention: str, layout: str
     assert alone == (
         [wanted["greedy"][1]] if lossless(layout) else cells.tokens(_eager(layout, layers), [short], "greedy")
     )
+
+
+@pytest.mark.parametrize("layout", cells.names("cache"))
+@pytest.mark.parametrize("strategy", searches.SAID)
+def test_a_strategy_works_with_a_layout_as_the_page_says(strategy: str, layout: str) -> None:
+    for layers in PROGRAMS:
+        found = searches.outcome(strategy, layout, layers)
+        if found is None or found.tokens is None:
+            continue  # the page says so, which is compared as a whole
+        assert {len(row) for row in found.tokens} <= {searches.NEW}
+        if lossless(layout):
+            assert found == searches.outcome(strategy, "dynamic", layers), layers
+        else:  # what it generates is its own; it must be so again
+            lm = searches.model(layout, layers)
+            assert lm is not None
+            assert searches.run(lm, strategy, cells.prompts()) == found, layers
+        if strategy in ("prompt-lookup", "assisted", "early-exit") and lossless(layout):
+            lm = searches.model(layout, layers)
+            assert lm is not None
+            plain = lm.complete(cells.prompts(), decoding="greedy", max_new_tokens=searches.NEW, eos_token_id=())
+            assert isinstance(plain, list)
+            assert found.tokens == tuple(completion.token_ids for completion in plain), layers
 
 
 def _eager(layout: str, layers: str) -> LanguageModel:

@@ -13,6 +13,7 @@ import pluglm_decoding_beam
 import pytest
 import torch
 from checkpoints import VARIANTS, VOCAB_SIZE
+from pluglm_decoding_beam.phrases import PhrasalConstraint
 
 import pluglm
 from pluglm.completions import Completion
@@ -39,7 +40,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "two beams, one end": {"num_beams": 2, "eos_token_id": (5,), "num_return_sequences": 2},
     "no end": {"num_beams": 4, "eos_token_id": (), "num_return_sequences": 4},
     "penalty and minimum": {"num_beams": 4, "repetition_penalty": 1.4, "min_new_tokens": 9, "num_return_sequences": 4},
-}
+    "processors": {
+        "num_beams": 4, "no_repeat_ngram_size": 2, "encoder_no_repeat_ngram_size": 2, "bad_words_ids": [[7], [9, 11]],
+        "suppress_tokens": [20, 21], "begin_suppress_tokens": [30], "exponential_decay_length_penalty": (3, 1.05),
+        "renormalize_logits": True, "forced_eos_token_id": EOS[1], "num_return_sequences": 3,
+    },
+}  # fmt: skip
 every_name = pytest.mark.parametrize("name", NAMES)
 
 
@@ -74,7 +80,7 @@ def ended(row: list[int], eos: Sequence[int]) -> list[int]:
 
 
 def search(lm: LanguageModel, rows: Sequence[torch.Tensor], side: str, setting: dict[str, Any], **more: Any) -> Any:
-    """Our BeamOutput for these prompts."""
+    """Our output for these prompts."""
     strategy = pluglm_decoding_beam.beam.pluglm_build_decoding(request=DecodingRequest(VOCAB_SIZE, "cpu", None))
     config = GenerationConfig(eos_token_id=EOS, pad_token_id=PAD, max_new_tokens=STEPS).updated(**setting)
     ids, mask = kit.padded(rows, side, PAD)
@@ -184,7 +190,7 @@ def test_packed_cells_follow_their_beams(bits: int) -> None:
         assert one.logprobs == pytest.approx(said, abs=1e-3)
 
 
-@pytest.mark.parametrize("setting", ["early", "short ones"])
+@pytest.mark.parametrize("setting", ["early", "short ones", "processors"])
 def test_an_encoder_decoders_hypotheses_are_the_references(setting: str, tmp_path: Path) -> None:
     """Prompts of different lengths go to the encoder; its keys follow the beams."""
     from transformers import T5Config, T5ForConditionalGeneration
@@ -242,17 +248,84 @@ def test_a_model_that_learned_something_searches_as_in_the_reference(tmp_path: P
     assert [list(one.token_ids) for one in done] == [ended(row, eos) for row in output[:, ids.shape[1] :].tolist()]
 
 
-def test_beams_are_used_only_when_a_strategy_is_named() -> None:
-    lm = pluglm.load("pystdlib", dtype="float32", device="cpu")
-    with pytest.raises(PlanError, match='"auto" may choose honours') as caught:
-        lm.generate("import os", num_beams=4, max_new_tokens=2)
+@pytest.mark.parametrize(
+    ("said", "named"),
+    [
+        ({"num_beams": 3}, "beam"),
+        ({"num_beams": 3, "do_sample": True, "seed": 4}, "beam-sampling"),
+        ({"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 1.0}, "diverse-beam"),
+        ({"num_beams": 3, "force_words_ids": [[60, 61], [[62], [63]]]}, "constrained-beam"),
+        ({"num_beams": 3, "constraints": [PhrasalConstraint([60, 61])]}, "constrained-beam"),
+    ],
+)
+def test_a_call_that_asks_for_beams_gets_the_search_that_honours_it(
+    said: dict[str, Any], named: str, loaded: Loaded
+) -> None:
+    lm, ids = loaded("llama-proportional"), start("llama-proportional", 9).tolist()
+    chosen = lm.complete(ids, max_new_tokens=9, decoding="auto", **said)
+    assert chosen == lm.complete(ids, max_new_tokens=9, decoding=named, **said)
+    assert chosen != lm.complete(ids, max_new_tokens=9)
+
+
+def test_a_search_is_not_chosen_where_nobody_says_how_many_beams(loaded: Loaded) -> None:
+    with pytest.raises(PlanError, match='"auto" may choose honours length_penalty') as caught:
+        loaded("llama-proportional").complete([5, 6], decoding="auto", length_penalty=0.8, max_new_tokens=2)
     assert "decoding='beam'" in caught.value.fix
 
 
-def test_a_stream_of_a_search_comes_at_its_end() -> None:
+def test_what_a_step_hands_out_is_the_references(folder: Folder, loaded: Loaded) -> None:
+    """Rows, scores, logits, hidden states; and its own reckoning of transition scores takes ours."""
+    name, length = "mistral-window", RAGGED[0]
+    asked: dict[str, Any] = {"output_scores": True, "output_logits": True, "output_hidden_states": True}
+    said: dict[str, Any] = {**SETTINGS["early"], "length_penalty": 0.7, "num_return_sequences": 4}
+    ids, theirs = start(name, length)[None], kit.reference(folder(name))
+    want = theirs.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=STEPS, do_sample=False, eos_token_id=list(EOS),
+        pad_token_id=PAD, return_dict_in_generate=True, **asked, **said,
+    )  # fmt: skip
+    got = search(loaded(name), [ids[0], start(name, RAGGED[1])], "right", {**said, **asked})
+    rows = [row[row >= 0].tolist() for row in want.beam_indices]
+    assert [list(row) for row in got.beam_indices[:4]] == rows
+    assert len({index for row in rows for index in row}) > 2
+    assert len(got.scores) == len(got.logits) == len(got.hidden_states)
+    for step, (scores, logits, hidden) in enumerate(zip(want.scores, want.logits, want.hidden_states, strict=True)):
+        torch.testing.assert_close(got.scores[step][:4], scores, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(got.logits[step][:4], logits, atol=1e-4, rtol=1e-4)
+        for ours, state in zip(got.hidden_states[step], hidden, strict=True):
+            torch.testing.assert_close(ours[:4, : state.shape[1]], state, atol=1e-4, rtol=1e-4)
+    most = max(got.num_new_tokens)
+    padded = torch.tensor([[*row, *[-1] * (most - len(row))] for row in got.beam_indices])
+    transitions = theirs.compute_transition_scores(got.sequences, got.scores, padded)
+    counts = torch.tensor(got.num_new_tokens)
+    assert (transitions.sum(1) / counts**0.7).tolist() == pytest.approx(got.sequence_scores, rel=1e-4)
+
+
+def test_the_text_of_a_search_is_streamed_as_it_becomes_certain() -> None:
     lm = pluglm.load("pystdlib", dtype="float32", device="cpu")
-    said: dict[str, Any] = {"decoding": "beam", "num_beams": 3, "max_new_tokens": 8}
-    assert "".join(lm.stream("import os", **said)) == lm.generate("import os", **said)
+    said: dict[str, Any] = {"num_beams": 3, "max_new_tokens": 24}
+    pieces = list(lm.stream("import os", **said))
+    assert "".join(pieces) == lm.generate("import os", **said)
+    assert len(pieces) > 3
+
+
+@pytest.mark.parametrize("layout", ["dynamic", "paged"])
+def test_phrases_are_in_every_text_of_a_ragged_batch(layout: str, loaded: Loaded) -> None:
+    lm = loaded("llama-proportional", "eager", layout)
+    rows = [start("llama-proportional", length).tolist() for length in RAGGED]
+    said: dict[str, Any] = {
+        "num_beams": 4, "force_words_ids": [[60, 60, 61], [[62, 63], [64]]], "max_new_tokens": 12, "pad_token_id": PAD,
+        "eos_token_id": EOS, "return_logprobs": True, "decoding": "constrained-beam",
+    }  # fmt: skip
+    done = lm.complete(rows, **said)
+    assert isinstance(done, list)
+    for row, one in zip(rows, done, strict=True):
+        text = "".join(map(chr, one.token_ids))
+        assert "<<=" in text
+        assert ">?" in text or "@" in text
+        alone = lm.complete(row, **said)
+        assert isinstance(alone, Completion)
+        assert one.token_ids == alone.token_ids
+        assert one.logprobs == pytest.approx(alone.logprobs, abs=1e-4)
 
 
 @pytest.mark.parametrize("layout", ["dynamic", "static", "paged"])
@@ -263,4 +336,8 @@ def test_a_given_cache_can_be_continued_after_a_search(layout: str, loaded: Load
     assert isinstance(first, Completion)
     assert cache.length == 13 + len(first.token_ids) - 1
     turn = [*kit.prompt(13).tolist(), *first.token_ids, 9, 8, 7]
-    assert lm.complete(turn, past_key_values=cache, **said) == lm.complete(turn, **said)
+    continued, anew = (lm.complete(turn, **more, **said) for more in ({"past_key_values": cache}, {}))
+    assert isinstance(continued, Completion)
+    assert isinstance(anew, Completion)
+    assert continued.token_ids == anew.token_ids
+    assert continued.score == pytest.approx(anew.score, abs=1e-4)

@@ -9,13 +9,21 @@ from typing import Any
 
 import click
 
-from pluglm.cli.options import generation_options, load_model, model_options, settings_of
+from pluglm.cli.options import (
+    constraint_of,
+    generation_options,
+    grammar_options,
+    load_model,
+    model_options,
+    settings_of,
+)
 
 
 @click.command("generate")
 @click.argument("prompt", required=False)
 @model_options
 @generation_options
+@grammar_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object with text, token ids, timing and plan.")
 @click.option("--no-stream", is_flag=True, help="Print the text when it is complete.")
 def command(prompt: str | None, as_json: bool, no_stream: bool, **arguments: Any) -> None:
@@ -25,10 +33,13 @@ def command(prompt: str | None, as_json: bool, no_stream: bool, **arguments: Any
     """
     if prompt is None or prompt == "-":
         prompt = sys.stdin.read()
+    constraint = constraint_of(arguments)
     started = time.perf_counter()
     lm = load_model(arguments)
     loaded = time.perf_counter()
     settings = settings_of(arguments)
+    if constraint is not None:
+        settings["constraint"] = constraint
     if as_json:
         done = lm.complete(prompt, **settings)
         completions = done if isinstance(done, list) else [done]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -13,7 +14,9 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_PARTS = ("architecture", "attention", "cache", "quantizer", "decoding", "executor", "tokenizer", "format")
+_PARTS = (
+    "architecture", "attention", "cache", "quantizer", "decoding", "executor", "tokenizer", "format", "constraint",
+)  # fmt: skip
 
 
 def part_options(command: F) -> F:
@@ -60,6 +63,39 @@ def generation_options(command: F) -> F:
         click.option("--num-return-sequences", type=int, help="Several samples of one prompt."),
     ]
     return _decorate(command, options)
+
+
+def grammar_options(command: F) -> F:
+    """What the new text must follow; one of them at most."""
+    options = [
+        click.option("--json-schema", metavar="FILE|JSON", help="The new text is JSON that follows this schema."),
+        click.option("--regex", metavar="REGEX", help="The new text as a whole matches this regular expression."),
+        click.option("--grammar", type=click.File(), metavar="FILE", help="The new text follows this Lark grammar."),
+    ]
+    return _decorate(command, options)
+
+
+def constraint_of(arguments: dict[str, Any]) -> dict[str, str] | None:
+    """Parsed options of `grammar_options` as the `constraint` of `generate`."""
+    said: dict[str, str] = {}
+    if (schema := arguments.get("json_schema")) is not None:
+        said["json_schema"] = schema if schema.lstrip()[:1] == "{" else _contents(schema)
+    if arguments.get("regex") is not None:
+        said["regex"] = arguments["regex"]
+    if arguments.get("grammar") is not None:
+        said["lark"] = arguments["grammar"].read()
+    if len(said) > 1:
+        raise click.UsageError("give one of --json-schema, --regex and --grammar")
+    return said or None
+
+
+def _contents(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise click.BadParameter(
+            f"{path!r} is neither a file that can be read nor a JSON object: {e}", param_hint="--json-schema"
+        ) from e
 
 
 def _decorate(command: F, options: list[Any]) -> F:

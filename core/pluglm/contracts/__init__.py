@@ -2,6 +2,7 @@
 
 from pluglm.contracts.attention import AttentionBackend, AttentionRequest, AttentionSpec, MaskSpec
 from pluglm.contracts.cache import OPERATIONS, Cache, CacheLayout, CacheRequest, Step
+from pluglm.contracts.constraint import GRAMMAR_KINDS, Constraint, ConstraintRequest, Grammar, Matcher
 from pluglm.contracts.decoding import (
     STAGES,
     DecodingRequest,
@@ -58,14 +59,15 @@ from pluglm.contracts.weights import (
 )
 
 __all__ = [
-    "KERNEL_OPS", "OPERATIONS", "STAGES", "Attention", "AttentionBackend", "AttentionRequest", "AttentionSpec",
-    "Branch", "Cache", "CacheLayout", "CacheRequest", "Chain", "Checkpoint", "CrossSlot", "DecoderProgram",
-    "DecodingRequest", "DecodingStrategy", "DenseView", "Embedding", "EncoderDecoderModule", "EncoderInput",
-    "EncoderOutput", "Executor", "ExecutorRequest", "Experts", "FeedForward", "FinishReason", "ForwardInput",
-    "ForwardOutput", "GenerationConfig", "GenerationOutput", "Head", "KVSlot", "KVView", "KernelRequest", "KeyInfo",
-    "LatentAttention", "LatentSlot", "LatentView", "Layer", "LogitsProcessor", "MaskSpec", "Message",
-    "ModelDescription", "ModelModule", "ModelParts", "Norm", "PagedView", "Part", "Placed", "QuantizedView",
-    "Quantizer", "QuantizerRequest", "Rope", "SharedSlot", "Slot", "Source", "SourceRequest", "Split", "SplitGroups",
-    "Stack", "StateSlot", "StateSpace", "Step", "StoppingCriterion", "Streamer", "TokenSelector", "Tokenizer",
-    "TokenizerRequest", "Transform", "Transpose", "WeightMap", "WeightRule", "rules",
+    "GRAMMAR_KINDS", "KERNEL_OPS", "OPERATIONS", "STAGES", "Attention", "AttentionBackend", "AttentionRequest",
+    "AttentionSpec", "Branch", "Cache", "CacheLayout", "CacheRequest", "Chain", "Checkpoint", "Constraint",
+    "ConstraintRequest", "CrossSlot", "DecoderProgram", "DecodingRequest", "DecodingStrategy", "DenseView", "Embedding",
+    "EncoderDecoderModule", "EncoderInput", "EncoderOutput", "Executor", "ExecutorRequest", "Experts", "FeedForward",
+    "FinishReason", "ForwardInput", "ForwardOutput", "GenerationConfig", "GenerationOutput", "Grammar", "Head",
+    "KVSlot", "KVView", "KernelRequest", "KeyInfo", "LatentAttention", "LatentSlot", "LatentView", "Layer",
+    "LogitsProcessor", "MaskSpec", "Matcher", "Message", "ModelDescription", "ModelModule", "ModelParts", "Norm",
+    "PagedView", "Part", "Placed", "QuantizedView", "Quantizer", "QuantizerRequest", "Rope", "SharedSlot", "Slot",
+    "Source", "SourceRequest", "Split", "SplitGroups", "Stack", "StateSlot", "StateSpace", "Step", "StoppingCriterion",
+    "Streamer", "TokenSelector", "Tokenizer", "TokenizerRequest", "Transform", "Transpose", "WeightMap", "WeightRule",
+    "rules",
 ]  # fmt: skip

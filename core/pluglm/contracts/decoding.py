@@ -186,7 +186,10 @@ class Streamer(Protocol):
     """Receives token ids while they are made."""
 
     def put(self, token_ids: Tensor) -> None:
-        """[B] the next token of every row (rows that have ended get the pad token); the prompt is not sent."""
+        """[B] the next token of every row, -1 for a row that has ended before; the prompt is not sent.
+
+        Of a strategy that searches, the rows are the prompts, and what is told is each one's best sequence.
+        """
         ...
 
     def end(self) -> None:
@@ -202,6 +205,7 @@ class DecodingRequest:
         vocab_size: V. device: of the model.
         decode: token ids -> text, for stop strings; None if there is no tokenizer.
         variant: what the user wrote after the colon. options: keyword options; unknown ones must be refused.
+        encode: text -> token ids, no special ones added; None if there is no tokenizer.
     """
 
     vocab_size: int
@@ -209,6 +213,7 @@ class DecodingRequest:
     decode: Callable[[Sequence[int]], str] | None
     variant: str | None = None
     options: tuple[tuple[str, Any], ...] = ()
+    encode: Callable[[str], Sequence[int]] | None = None
 
 
 @runtime_checkable

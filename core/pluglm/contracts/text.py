@@ -56,6 +56,18 @@ class Tokenizer(Protocol):
         """Text of ids; bytes that are not yet whole characters come out as U+FFFD."""
         ...
 
+    def token_bytes(self) -> Sequence[bytes | None]:
+        """What each id adds to the text of the ids before it, in UTF-8; a token may end inside a character.
+
+        Joined, the bytes of a text's ids are the text, with one exception: vocabularies with "▁" for a space may begin
+        it with a space that `decode` leaves out. Made once and kept: it may be asked for often. Since API 1.1; what
+        needs it is refused with a tokenizer that lacks it.
+
+        Returns: [vocab_size]; None: a control token, or an id without a token.
+        Raises: UnsupportedRequestError if what a token adds depends on its neighbours.
+        """
+        ...
+
     def apply_chat_template(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
     ) -> list[int]:

@@ -8,9 +8,8 @@ from typing import Any
 import pluglm_decoding_beam
 import pytest
 import torch
-from pluglm_decoding_beam.search import BeamOutput
 
-from pluglm.contracts import DecodingRequest, GenerationConfig
+from pluglm.contracts import DecodingRequest, GenerationConfig, GenerationOutput
 from pluglm.testing.decoding import text
 from pluglm.testing.scripted_model import ScriptedModel
 
@@ -20,16 +19,16 @@ ARGUMENTS = (
 
 
 @pytest.fixture
-def run() -> Callable[..., BeamOutput]:
+def run() -> Callable[..., GenerationOutput]:
     """(name, model, rows of ids, **settings and arguments) -> the output."""
 
-    def call(name: str, model: ScriptedModel, ids: Sequence[Sequence[int]], **said: Any) -> BeamOutput:
+    def call(name: str, model: ScriptedModel, ids: Sequence[Sequence[int]], **said: Any) -> GenerationOutput:
         provider = getattr(pluglm_decoding_beam, name.replace("-", "_"))
         strategy = provider.pluglm_build_decoding(request=DecodingRequest(model.vocab_size, "cpu", text))
         arguments = {key: said.pop(key) for key in list(said) if key in ARGUMENTS}
         config = GenerationConfig(max_new_tokens=5, pad_token_id=0).updated(**said)
         output = strategy(model, torch.tensor(ids), generation_config=config, **arguments)
-        assert isinstance(output, BeamOutput)
+        assert isinstance(output, GenerationOutput)
         return output
 
     return call

@@ -1,4 +1,4 @@
-"""Drawn candidates have the distribution that is promised, filters leave what a beam needs, groups keep apart."""
+"""Drawn candidates have the distribution that is promised, groups keep apart."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from pluglm_decoding_beam.picking import BeamWarpers, Drawn
-from pluglm_decoding_beam.search import BeamOutput
+from pluglm_decoding_beam.picking import Drawn
 
-from pluglm.contracts import GenerationConfig
+from pluglm.contracts import GenerationOutput
 from pluglm.testing.scripted_model import ScriptedModel
 
-Run = Callable[..., BeamOutput]
+Run = Callable[..., GenerationOutput]
 
 PROMPT = (2, 4, 3)
 
@@ -74,15 +73,6 @@ def test_other_seeds_find_other_texts_and_the_same_seed_the_same(run: Run) -> No
 
     assert len({found(seed) for seed in range(12)}) > 6
     assert found(3) == found(3)
-
-
-def test_filters_leave_each_beam_one_token_more_than_can_end_it() -> None:
-    scores = torch.tensor([[5.0, 4.0, 3.0, 2.0, 1.0]])
-    for said in ({"top_k": 1}, {"top_p": 0.01}, {"min_p": 1.0}, {"top_k": 1, "top_p": 0.1, "min_p": 0.9}):
-        left = BeamWarpers(GenerationConfig(**said), 3, torch.device("cpu"))(scores)
-        assert left.tolist() == [[5.0, 4.0, 3.0, -math.inf, -math.inf]]
-    wide = BeamWarpers(GenerationConfig(temperature=2.0, top_k=4), 2, torch.device("cpu"))(scores)
-    assert wide.tolist() == [[2.5, 2.0, 1.5, 1.0, -math.inf]]
 
 
 def diverse(

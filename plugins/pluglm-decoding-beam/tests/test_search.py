@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from pluglm_decoding_beam.search import BeamOutput
 from torch import Tensor
 
+from pluglm.contracts import GenerationOutput
 from pluglm.errors import GenerationError, InputError, UnsupportedRequestError
 from pluglm.testing.decoding import Recorder, never_ends, text
 from pluglm.testing.scripted_model import CERTAIN, ScriptedModel
 
-Run = Callable[..., BeamOutput]
+Run = Callable[..., GenerationOutput]
 
 V, EOS, PROMPT = 6, 1, (2, 4, 3)
 

@@ -8,7 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pluglm_decoding_blocks.processors import MinNewTokens, Processors, RepetitionPenalty
+from pluglm_decoding_blocks.lengths import MinNewTokens
+from pluglm_decoding_blocks.penalties import RepetitionPenalty
+from pluglm_decoding_blocks.processors import Processors
 from pluglm_decoding_blocks.warpers import Warpers
 from torch import Tensor
 

@@ -10,7 +10,8 @@ import pluglm_decoding_speculative
 import pluglm_decoding_standard
 import torch
 from pluglm_decoding_speculative.assistant import Assistant
-from pluglm_decoding_speculative.strategies import Assisted, PromptLookup
+from pluglm_decoding_speculative.spelling import Spelling
+from pluglm_decoding_speculative.strategies import Assisted, EarlyExit, PromptLookup, Strategy
 
 from pluglm.contracts import DecodingRequest, GenerationConfig, GenerationOutput
 from pluglm.testing.decoding import text
@@ -66,13 +67,79 @@ class Helped:
         return strategy
 
 
-def build(name: str, **changes: Any) -> PromptLookup | Assisted:
+class Exiting:
+    """As the entry point `early-exit`, for models that have no layers: what they would say after some is scripted."""
+
+    def pluglm_build_decoding(self, request: DecodingRequest) -> EarlyExit:
+        strategy = pluglm_decoding_speculative.early_exit.pluglm_build_decoding(request=request)
+        assert isinstance(strategy, EarlyExit)
+        strategy.layers = 1
+        strategy.cut = lambda model, count: Blurred(V, repeats)  # type: ignore[method-assign, assignment, return-value]
+        return strategy
+
+
+#: Options with which a strategy guesses as far as it may, whatever the price.
+FREE: dict[str, Any] = {"options": (("token_price", 0.0),)}
+
+
+def build(name: str, **changes: Any) -> Strategy:
     request = DecodingRequest(**{"vocab_size": V, "device": "cpu", "decode": text, **changes})
     if name == "assisted":
         return Helped().pluglm_build_decoding(request)
+    if name == "early-exit":
+        return Exiting().pluglm_build_decoding(request)
     strategy = pluglm_decoding_speculative.prompt_lookup.pluglm_build_decoding(request=request)
     assert isinstance(strategy, PromptLookup)
     return strategy
+
+
+class Merging:
+    """A tokenizer of letters and of some runs of letters; the longest one that fits is taken."""
+
+    def __init__(self, *runs: str) -> None:
+        self.texts = [*map(chr, range(ord("a"), ord("a") + V)), *runs]
+        self._ids = {text: i for i, text in enumerate(self.texts)}
+        self._longest = max(map(len, self.texts))
+        self.spelling = Spelling(self.decode, self.encode)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(self.texts[i] for i in ids)
+
+    def encode(self, spelt: str) -> list[int]:
+        ids = []
+        while spelt:
+            size = next(n for n in range(self._longest, 0, -1) if spelt[:n] in self._ids)
+            ids.append(self._ids[spelt[:size]])
+            spelt = spelt[size:]
+        return ids
+
+
+class Foreign(ScriptedModel):
+    """An assistant with a tokenizer of its own. It knows what the model says, but after one text in five."""
+
+    def __init__(self, tokenizer: Merging) -> None:
+        super().__init__(len(tokenizer.texts))
+        self.tokenizer = tokenizer
+
+    def scores(self, history: tuple[int, ...]) -> list[float]:
+        spelt = self.tokenizer.decode(history)
+        letters, said = tuple(ord(letter) - ord("a") for letter in spelt), ""
+        for _ in range(3):
+            best = max(range(V), key=Remembering(V, repeats).scores(letters).__getitem__)
+            letters, said = (*letters, best), said + chr(ord("a") + best)
+        wrong = zlib.crc32(spelt.encode()) % 5 == 0
+        scores = [0.0] * self.vocab_size
+        scores[self.tokenizer.encode(said)[0] if not wrong else 3] = 9.0
+        return scores
+
+
+def foreign(tokenizer: Merging, max_seq_len: int | None = None) -> Assistant:
+    """An assistant that `Assisted` can use as it is."""
+    model = Foreign(tokenizer)
+    return Assistant(
+        model, model.vocab_size, max_seq_len, tokenizer.decode, tokenizer.spelling, ends=frozenset({EOS}),
+        translates=True,
+    )  # fmt: skip
 
 
 ARGUMENTS = (

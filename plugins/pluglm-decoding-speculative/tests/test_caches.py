@@ -15,7 +15,7 @@ from pluglm.errors import ContextLengthError, InputError, UnsupportedRequestErro
 from pluglm.testing.scripted_model import ScriptedModel
 
 ROWS = ((5, 7, 9, 11, 5, 7), (6, 8), (2,), (3, 4, 5, 3, 4, 5, 3))
-NAMES = ("prompt-lookup", "assisted")
+NAMES = ("prompt-lookup", "assisted", "early-exit")
 
 
 class Reaching(Remembering):

@@ -22,7 +22,7 @@ from pluglm.testing.decoding import LONG, text
 from pluglm.testing.scripted_model import ScriptedModel
 
 FACTS = json.loads((importlib.resources.files(pluglm_decoding_speculative) / "pluglm.json").read_text("utf-8"))
-NAMES = ("prompt-lookup", "assisted")
+NAMES = ("prompt-lookup", "assisted", "early-exit")
 
 
 @pytest.mark.parametrize("facts", FACTS["providers"], ids=lambda facts: facts["name"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 from pluglm_decoding_speculative.lookup import Lookup, NgramIndex
+from pluglm_decoding_speculative.pace import GOES_ON, STARTS, Luck, late, reach
 from pluglm_decoding_speculative.proposals import Proposal
 
 
@@ -40,21 +41,56 @@ def test_a_repetition_goes_on_beyond_the_end_of_the_text() -> None:
 
 def test_nothing_is_guessed_where_nothing_repeats() -> None:
     assert NgramIndex([1, 2, 3], 2).continuation(4) == []
-    assert Lookup([[1, 2, 3]], count=4, longest=2, eos=()).propose({0: 9}) == {}
+    assert Lookup([[1, 2, 3]], count=4, longest=2, eos=(), price=0.0).propose({0: 9}) == {}
 
 
 def test_nothing_is_guessed_behind_an_end_token_or_without_room() -> None:
-    lookup = Lookup([[4, 1, 5, 4]], count=4, longest=2, eos=(1,))
+    lookup = Lookup([[4, 1, 5, 4]], count=4, longest=2, eos=(1,), price=0.0)
     assert lookup.propose({0: 9}) == {0: Proposal([1])}
     assert lookup.propose({0: 0}) == {}
 
 
-def test_a_guess_that_failed_is_followed_by_shorter_ones_until_one_holds() -> None:
-    lookup = Lookup([[4, 4, 4, 4]], count=8, longest=1, eos=())
+def test_a_guess_is_as_long_as_the_price_of_its_cells_allows() -> None:
+    lucky = Luck()
+    lucky.running = True
+    guess = {0: [4] * 10}
+    assert [reach(guess, [lucky], price, [0]) for price in (0.0, 0.01, 0.05, 0.3, 1.0)] == [10, 10, 8, 4, 2]
+    assert [reach(guess, [Luck()], price, [0]) for price in (0.0, 0.01, 0.05, 0.3)] == [10, 10, 7, 1]
+
+
+def test_a_guess_of_one_row_is_paid_for_by_all_rows() -> None:
+    lucky = Luck()
+    lucky.running = True
+    assert reach({0: [4] * 10}, [lucky], 0.03, [0]) > 5
+    assert reach({0: [4] * 10}, [lucky, *(Luck() for _ in range(7))], 0.03, range(8)) == 0
+    assert reach({row: [4] * 10 for row in range(8)}, [lucky] * 8, 0.03, range(8)) > 3
+
+
+def test_only_rows_that_the_batch_waits_for_are_worth_a_price() -> None:
+    assert late({0: 30, 2: 40, 3: 33}) == [2, 3]
+    lucky = Luck()
+    lucky.running = True
+    rows, guess = [lucky, Luck()], {0: [4] * 10}
+    assert reach(guess, rows, 0.03, [0, 1]) > 3
+    assert reach(guess, rows, 0.03, [1]) == 0
+
+
+def test_rows_learn_from_guesses_that_were_not_made() -> None:
+    lookup = Lookup([[4, 5, 4]], count=8, longest=1, eos=(), price=1.0)
+    assert lookup.propose({0: 99}) == {}
+    lookup.learn(0, [5], 0)  # as would have been guessed
+    assert lookup._luck[0].running
+    assert lookup._luck[0].starts > STARTS
+    lookup.propose({0: 99})
+    lookup.learn(0, [7], 0)
+    assert not lookup._luck[0].running
+    assert lookup._luck[0].goes_on < GOES_ON
+
+
+def test_a_row_whose_guesses_keep_failing_ends_up_with_plain_steps() -> None:
+    lookup = Lookup([[4, 4, 4, 4]], count=8, longest=1, eos=(), price=0.03)
     lengths = []
-    for matched in (0, 2, 1, 4):
-        guess = lookup.propose({0: 99})[0].tokens
-        lengths.append(len(guess))
-        lookup.learn(0, [4] * (matched + 1), matched)
-    assert lengths == [8, 2, 8, 4]
-    assert len(lookup.propose({0: 99})[0].tokens) == 8
+    for other in range(5, 25):  # 4 never follows, though it always seems to
+        lengths.append(len(lookup.propose({0: 99}).get(0, Proposal()).tokens))
+        lookup.learn(0, [other, 4], 0)
+    assert lengths[0] > lengths[-1] == 0

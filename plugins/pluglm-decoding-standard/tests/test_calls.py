@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import pluglm_decoding_standard
 import pytest
 import torch
-from pluglm_decoding_blocks import loop
+from pluglm_decoding_blocks import criteria, loop
 from pluglm_decoding_blocks.rng import row_seeds
 from pluglm_decoding_blocks.rows import DeviceRows
 
-from pluglm.contracts import DecodingRequest, GenerationConfig, GenerationOutput
+from pluglm.contracts import DecodingRequest, GenerationConfig, GenerationOutput, Placed
 from pluglm.errors import ContextLengthError, GenerationError, InputError, UnsupportedRequestError
 from pluglm.testing.decoding import LONG, SHORT, Recorder, after, never_ends, text
 from pluglm.testing.scripted_model import CERTAIN, ScriptedModel
@@ -42,7 +43,7 @@ def run(name: str, model: Any = None, ids: Sequence[Sequence[int]] = (LONG,), **
 
 ARGUMENTS = (
     "attention_mask", "past_key_values", "use_cache", "position_ids", "streamer", "logits_processor", "stopping_criteria",
-    "inputs_embeds", "output_hidden_states",
+    "inputs_embeds", "a_hint",
 )  # fmt: skip
 
 
@@ -233,11 +234,11 @@ def test_further_arguments_reach_every_forward_pass() -> None:
     seen = []
 
     class Curious(ScriptedModel):
-        def __call__(self, *args: Any, output_hidden_states: bool = False, **kwargs: Any) -> Any:
-            seen.append(output_hidden_states)
+        def __call__(self, *args: Any, a_hint: bool = False, **kwargs: Any) -> Any:
+            seen.append(a_hint)
             return super().__call__(*args, **kwargs)
 
-    output = run("greedy", Curious(V, never_ends), output_hidden_states=True)
+    output = run("greedy", Curious(V, never_ends), a_hint=True)
     assert seen == [True] * 5
     assert output.completion(0) == run("greedy").completion(0)
 
@@ -265,7 +266,12 @@ def test_a_processor_cannot_hide_that_logits_are_no_numbers() -> None:
 @pytest.mark.parametrize("name", ("greedy", "sampling"))
 def test_engines_rows_get_the_tokens_of_their_own_calls(name: str) -> None:
     settings = (
-        [{}, {"temperature": 0.6, "top_k": 7}, {"top_p": 0.8}, {"min_p": 0.1, "temperature": 1.5}]
+        [
+            {"eta_cutoff": 0.2, "top_h": 0.7},
+            {"temperature": 0.6, "top_k": 7},
+            {"top_p": 0.8, "typical_p": 0.7},
+            {"min_p": 0.1, "temperature": 1.5, "epsilon_cutoff": 0.05},
+        ]
         if name == "sampling"
         else [{}] * 4
     )
@@ -275,7 +281,7 @@ def test_engines_rows_get_the_tokens_of_their_own_calls(name: str) -> None:
         for row, (prompt, said) in enumerate(zip(prompts, settings, strict=True))
     ]
     strategy, model = build(name), ScriptedModel(V, never_ends)
-    configs = [GenerationConfig(**said) for said in settings]
+    configs = [GenerationConfig().updated(**said) for said in settings]
     rows = [list(prompt) for prompt in prompts]
     for order in ([0, 1, 2, 3], [3, 1, 0, 2], [2, 0], [1, 3], [0], [1, 2, 3]) * 8:
         made = [len(rows[r]) - len(prompts[r]) for r in order]
@@ -293,8 +299,69 @@ def test_engines_rows_with_other_fields_or_no_numbers_are_refused() -> None:
     one = (torch.tensor([0]), torch.tensor([4]))
     with pytest.raises(UnsupportedRequestError, match="temperature"):
         build("greedy").select(torch.zeros(1, V), [GenerationConfig(temperature=0.5)], *one)
+    for said in ({"watermarking_config": 1}, {"guidance_scale": 2.0}):
+        with pytest.raises(UnsupportedRequestError, match=next(iter(said))):
+            build("sampling").select(torch.zeros(1, V), [GenerationConfig(extra=said)], *one)
     with pytest.raises(GenerationError, match="row 0 at new token 4"):
         build("sampling").select(torch.full((1, V), float("nan")), [GenerationConfig()], *one)
+
+
+def test_time_that_is_up_ends_every_row_after_the_next_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count(0.0, 1.0)
+    monkeypatch.setattr(criteria.time, "monotonic", lambda: next(clock))
+    for name in ("greedy", "sampling"):
+        output = run(name, ids=[LONG, LONG[::-1]], max_time=2.5, max_new_tokens=9, seed=1)
+        assert output.num_new_tokens == (3, 3)
+        assert output.finish_reasons == ("stop", "stop")
+
+
+def test_what_is_recorded_is_what_was_asked_for_and_is_a_copy() -> None:
+    class Reusing(ScriptedModel):
+        """Gives the same buffer at every step."""
+
+        def step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+            logits = super().step(*args, **kwargs)
+            self.buffer = getattr(self, "buffer", torch.empty_like(logits))
+            return self.buffer.copy_(logits)
+
+    model = Reusing(V, never_ends)
+    for name, said in (("greedy", {}), ("sampling", {"seed": 1}), ("sampling", {"seed": 1, "top_k": 5})):
+        output = run(name, model, output_scores=True, output_logits=True, **said)
+        assert output.scores is not None
+        assert output.logits is not None
+        assert output.hidden_states is None
+        text_so_far = LONG
+        for scores, logits, token in zip(output.scores, output.logits, output.completion(0), strict=True):
+            expected = torch.tensor([model.scores(text_so_far)])
+            assert torch.equal(logits, expected)
+            kept = int((scores > -torch.inf).sum())
+            assert kept == said.get("top_k", V)
+            assert scores.dtype == torch.float32
+            text_so_far = (*text_so_far, token)
+    plain = run("greedy")
+    assert (plain.scores, plain.logits, plain.hidden_states) == (None, None, None)
+
+
+def test_a_text_that_the_callers_function_allows_nothing_to_follow_fails_by_its_row() -> None:
+    def allowed(batch: int, ids: torch.Tensor) -> list[int]:
+        assert ids.tolist()[: 2 + batch] == [[5, 7], [6, 8, 9]][batch], "padding is left out"
+        return [] if batch == 1 and len(ids) == 5 else [3, 4]
+
+    mask = torch.tensor([[0, 1, 1], [1, 1, 1]])
+    with pytest.raises(GenerationError, match="every token is forbidden for row 1 at new token 2") as caught:
+        run("greedy", ids=[(0, 5, 7), (6, 8, 9)], attention_mask=mask, prefix_allowed_tokens_fn=allowed)
+    assert "prefix_allowed_tokens_fn" in caught.value.fix
+
+
+def test_a_placed_processor_stands_among_the_filters_of_a_call() -> None:
+    def only_the_last(_: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return scores.index_fill(1, torch.tensor([V - 1]), 50.0)
+
+    first = run("sampling", top_k=1, logits_processor=[Placed(only_the_last, before="top_k")], seed=1)
+    assert first.completion(0) == [V - 1] * 5
+    late = run("sampling", top_k=2, logits_processor=[Placed(only_the_last, after="top_k")], output_scores=True, seed=1)
+    assert late.scores is not None
+    assert [int((scores > -torch.inf).sum()) for scores in late.scores] == [3] * 5
 
 
 class TestOnAnAccelerator:
@@ -321,6 +388,11 @@ class TestOnAnAccelerator:
         for a, b in zip(late, calls(), strict=True):
             assert torch.equal(a.sequences, b.sequences)
             assert (a.num_new_tokens, a.finish_reasons) == (b.num_new_tokens, b.finish_reasons)
+
+    def test_no_step_too_many_is_recorded(self) -> None:
+        output = run("greedy", ScriptedModel(V, after(6, 1)), eos_token_id=1, max_new_tokens=9, output_scores=True)
+        assert output.scores is not None
+        assert len(output.scores) == output.num_new_tokens[0] == 3
 
     def test_the_step_too_many_is_taken_back_from_a_given_cache(self) -> None:
         model = ScriptedModel(V, after(6, 1))

@@ -74,8 +74,13 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def prepare(out: Path, *, vocab_size: int, root: Path | None = None) -> dict[str, object]:
-    """Write `tokenizer.json`, `train.bin` (uint16 ids), `heldout.json` ({path: text}) and `corpus.json` into `out`."""
+def prepare(
+    out: Path, *, vocab_size: int, root: Path | None = None, like: Path | None = None
+) -> dict[str, object]:  # fmt: skip
+    """Write `tokenizer.json`, `train.bin` (uint16 ids), `heldout.json` ({path: text}) and `corpus.json` into `out`.
+
+    like: a tokenizer.json to use instead of fitting one: a draft model must have the tokenizer of its model.
+    """
     out.mkdir(parents=True, exist_ok=True)
     root = root or Path(sysconfig.get_path("stdlib"))
     train: list[tuple[str, str]] = []
@@ -86,7 +91,10 @@ def prepare(out: Path, *, vocab_size: int, root: Path | None = None) -> dict[str
         else:
             train.append((name, text))
     # The vocabulary is fitted to the library itself; its tests repeat their own names too often to be representative.
-    tokenizer = train_tokenizer([text for name, text in train if not is_test(name)], vocab_size)
+    if like is not None:
+        tokenizer = Tokenizer.from_file(str(like))
+    else:
+        tokenizer = train_tokenizer([text for name, text in train if not is_test(name)], vocab_size)
     end = tokenizer.token_to_id(END_OF_TEXT)
     assert end is not None
     ids: list[int] = []

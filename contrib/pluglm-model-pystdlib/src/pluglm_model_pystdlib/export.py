@@ -29,11 +29,12 @@ def config_of(shape: dict[str, Any], end: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def export(run: Path, corpus: Path, package: Path) -> Path:
+def export(run: Path, corpus: Path, package: Path, *, draft: bool = False) -> Path:
     """Write `<package>/checkpoint` (bfloat16 weights, config, tokenizer) and `<package>/heldout.json`.
 
     Args:
         run: folder of `train fit`. corpus: folder of `train prepare`. package: where this module lies.
+        draft: write `<package>/draft` instead, the small model that guesses for the other one, and its record.
     """
     import torch
     from safetensors.torch import load_file, save_file
@@ -43,7 +44,7 @@ def export(run: Path, corpus: Path, package: Path) -> Path:
     tokenizer = Tokenizer.from_file(str(corpus / "tokenizer.json"))
     end = tokenizer.token_to_id(END_OF_TEXT)
     assert end is not None
-    target = package / "checkpoint"
+    target = package / ("draft" if draft else "checkpoint")
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     weights = {
@@ -64,10 +65,13 @@ def export(run: Path, corpus: Path, package: Path) -> Path:
     }  # fmt: skip
     for name, content in files.items():
         (target / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    shutil.copy(corpus / "heldout.json", package / "heldout.json")
+    if not draft:
+        shutil.copy(corpus / "heldout.json", package / "heldout.json")
     record = {k: v for k, v in facts.items() if k not in ("log", "corpus", "out")}
     record |= {"log": facts["log"], "corpus": json.loads((corpus / "corpus.json").read_text(encoding="utf-8"))}
-    (package / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (target if draft else package).joinpath("training.json").write_text(
+        json.dumps(record, indent=1) + "\n", encoding="utf-8"
+    )
     return target
 
 
@@ -77,8 +81,9 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="folder that `train fit` wrote")
     parser.add_argument("--corpus", type=Path, required=True, help="folder that `train prepare` wrote")
     parser.add_argument("--package", type=Path, default=Path(__file__).parent, help="where to put it")
+    parser.add_argument("--draft", action="store_true", help="as the draft model")
     args = parser.parse_args()
-    print(export(args.run, args.corpus, args.package))
+    print(export(args.run, args.corpus, args.package, draft=args.draft))
 
 
 if __name__ == "__main__":

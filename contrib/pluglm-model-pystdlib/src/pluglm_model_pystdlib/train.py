@@ -65,6 +65,29 @@ def build(shape: Shape, device: str) -> tuple[nn.Module, ModelDescription]:
     return model, description
 
 
+def loaded(checkpoint: Path) -> nn.Module:
+    """The module of a checkpoint, in float32."""
+    import pluglm
+
+    return pluglm.load(checkpoint, dtype="float32", offline=True).model.module
+
+
+def begin_with(model: nn.Module, checkpoint: Path) -> None:
+    """Token vectors [V, C] become those of a wider model [V, C'], seen along its C principal directions.
+
+    The table is most of a small model with a large vocabulary, and what it says of the tokens need not be learnt twice.
+    """
+    from safetensors.torch import load_file
+
+    table = load_file(str(checkpoint / "model.safetensors"))["model.embed_tokens.weight"].float()
+    own = model.get_parameter("embed.weight")
+    directions = torch.linalg.svd(table - table.mean(0), full_matrices=False).Vh[: own.shape[1]]
+    with torch.no_grad():
+        seen = table @ directions.T
+        # As small as fresh ones: at full length a token would foretell nothing but itself.
+        own.copy_(seen * (0.03 / seen.std()))
+
+
 def batches(ids: np.ndarray[Any, Any], *, batch: int, length: int, seed: int) -> Iterator[Tensor]:
     """Endless [batch, length + 1] windows; each epoch is cut at a fresh random phase and shuffled."""
     rng = np.random.default_rng(seed)
@@ -95,7 +118,12 @@ def fit(args: argparse.Namespace) -> None:
     shape = Shape(**json.loads(args.shape))
     ids = np.fromfile(args.corpus / "train.bin", dtype=np.uint16)
     model, description = build(shape, device.type)
+    if args.embed_from is not None:
+        begin_with(model, args.embed_from)
+    if args.start_from is not None:
+        model.load_state_dict(loaded(args.start_from).state_dict())
     model = model.to(device)
+    teacher = None if args.teacher is None else loaded(args.teacher).to(device)
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if not (p.ndim == 2 and "embed" not in n)]
     optimizers = [
@@ -125,8 +153,13 @@ def fit(args: argparse.Namespace) -> None:
         for part in torch.split(window, args.micro_batch):
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                 positions = torch.arange(part.shape[1] - 1, device=device)[None]
-                logits = forward(ForwardInput(part[:, :-1], positions, None, dense=True)).logits
-            loss = F.cross_entropy(logits.flatten(0, 1).float(), part[:, 1:].flatten()) * (len(part) / len(window))
+                inputs = ForwardInput(part[:, :-1], positions, None, dense=True)
+                logits = forward(inputs).logits
+                with torch.no_grad():
+                    taught = None if teacher is None else teacher(inputs).logits
+            # A draft model is to say what its model says, and not what stands in the text (Hinton et al. 2015).
+            target = part[:, 1:].flatten() if taught is None else taught.flatten(0, 1).float().softmax(-1)
+            loss = F.cross_entropy(logits.flatten(0, 1).float(), target) * (len(part) / len(window))
             torch.autograd.backward(loss)
             loss_sum += loss.item()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -167,11 +200,15 @@ def main() -> None:
     p = steps.add_parser("prepare", help="corpus, tokenizer and split from this interpreter's standard library")
     p.add_argument("--out", type=Path, required=True)
     p.add_argument("--vocab-size", type=int, default=Shape.vocab_size)
+    p.add_argument("--tokenizer", type=Path, help="a tokenizer.json to use instead of fitting one")
     p.set_defaults(run=run_prepare)
     p = steps.add_parser("fit", help="train; on a GPU where there is one")
     p.add_argument("--corpus", type=Path, required=True)
     p.add_argument("--out", type=Path, required=True)
     p.add_argument("--shape", default="{}", help="JSON of Shape fields that differ from the defaults")
+    p.add_argument("--embed-from", type=Path, help="a checkpoint of the same tokenizer: begin with its token vectors")
+    p.add_argument("--start-from", type=Path, help="a checkpoint of the same shape to go on with")
+    p.add_argument("--teacher", type=Path, help="a checkpoint of the same tokenizer whose guesses are the targets")
     p.add_argument("--steps", type=int, default=2000)
     p.add_argument("--batch", type=int, default=12, help="windows a step")
     p.add_argument("--micro-batch", type=int, default=12, help="windows a forward pass")
@@ -192,7 +229,7 @@ def main() -> None:
 def run_prepare(args: argparse.Namespace) -> None:
     from pluglm_model_pystdlib.corpus import prepare
 
-    print(json.dumps(prepare(args.out, vocab_size=args.vocab_size), indent=1))
+    print(json.dumps(prepare(args.out, vocab_size=args.vocab_size, like=args.tokenizer), indent=1))
 
 
 if __name__ == "__main__":

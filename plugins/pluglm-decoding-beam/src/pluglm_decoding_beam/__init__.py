@@ -1,4 +1,4 @@
-"""Beam search, beam sampling and diverse beam search. Importing this package does not import torch."""
+"""Beam search, beam sampling, diverse and constrained beam search. Importing this package does not import torch."""
 
 from __future__ import annotations
 
@@ -27,3 +27,4 @@ class BeamProvider:
 beam = BeamProvider("beam")
 beam_sampling = BeamProvider("beam-sampling")
 diverse_beam = BeamProvider("diverse-beam")
+constrained_beam = BeamProvider("constrained-beam")

@@ -42,6 +42,11 @@ class BeamFeed:
         self._model, self._prompt, self._beams = model, prompt, beams
         self._given = given is not None
 
+    @property
+    def hidden_states(self) -> tuple[Tensor, ...] | None:
+        """As of `Feed`; of all beams."""
+        return self._feed.hidden_states
+
     def prefill(self) -> Tensor:
         """[R, V] after the prompt; R is B times the beams."""
         return self._feed.prefill()

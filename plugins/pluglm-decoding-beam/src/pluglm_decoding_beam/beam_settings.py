@@ -89,7 +89,8 @@ def _count(said: Any, name: str, default: int) -> int:
         raise InputError(
             f"{name}=1 is no {'beam search' if name == 'num_beams' else 'diverse beam search'}.",
             why="one beam is greedy decoding." if name == "num_beams" else "one group is an ordinary beam search.",
-            fix=f'Raise {name}, or name decoding="{"greedy" if name == "num_beams" else "beam"}".', argument=name,
+            fix=f'Raise {name}, or leave it out and name decoding="{"greedy" if name == "num_beams" else "beam"}".',
+            argument=name,
         )  # fmt: skip
     return value
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from pluglm.contracts import FinishReason
 from pluglm_decoding_beam.beam_settings import BeamSettings
+from pluglm_decoding_beam.tracker import START, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,7 @@ class Beam:
         score: sum of its tokens' processed scores; -inf: `NOBODY`, only a place in the batch.
         place: which of its search's rows held its parent. token: the last one.
         logprob: of that token under the model itself. parent: None for the prompt.
+        state: which required phrases it holds; `START` where there are none.
     """
 
     score: float
@@ -28,6 +30,7 @@ class Beam:
     token: int
     logprob: float
     parent: Beam | None
+    state: State = START
 
     def path(self) -> list[Beam]:
         """From the first new token to this one; the prompt is not one of them."""
@@ -42,60 +45,74 @@ class Beam:
         """The new tokens."""
         return [beam.token for beam in self.path()]
 
+    def last(self, count: int) -> list[int]:
+        """The last `count` of the new tokens."""
+        tokens: list[int] = []
+        beam = self
+        while len(tokens) < count:
+            assert beam.parent is not None
+            tokens.append(beam.token)
+            beam = beam.parent
+        return tokens[::-1]
+
+
+#: A continuation, and the reason for which it ends, if it does.
+Candidate = tuple[Beam, FinishReason | None]
 
 NOBODY = Beam(-math.inf, 0, -1, 0.0, None)
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A hypothesis that has ended. score: with the length penalty, by which ended ones are compared."""
+    """A hypothesis that has ended.
+
+    Attributes:
+        score: with the length penalty, by which ended ones are compared. length: new tokens.
+        first_row: of its search, see `Search`.
+    """
 
     score: float
     beam: Beam
     reason: FinishReason
+    length: int
+    first_row: int
 
 
 class Search:
     """One search: one prompt, or one group of one prompt.
 
     Args:
-        limit: new tokens at most.
+        limit: new tokens at most. first_row: the row of the batch that its first place is.
 
     Attributes:
         beams: those that go on, best first, `width` places of which some may be nobody's.
         ended: best first, at most `width`. length: new tokens so far. done: nothing can change `ended` any more.
+        limit, first_row: as given.
     """
 
-    def __init__(self, settings: BeamSettings, limit: int) -> None:
-        self._settings, self._limit = settings, limit
+    def __init__(self, settings: BeamSettings, limit: int, first_row: int) -> None:
+        self._settings, self.limit, self.first_row = settings, limit, first_row
         root = Beam(0.0, 0, -1, 0.0, None)
         # All places hold the same prompt; only one may be continued, or every candidate would be there `width` times.
         self.beams: list[Beam] = [root, *[NOBODY] * (settings.width - 1)]
-        self.ended: list[Ended] = [Ended(0.0, root, "length")] * settings.width if limit == 0 else []
+        self.ended: list[Ended] = [] if limit else [Ended(0.0, root, "length", 0, first_row)] * settings.width
         self.length = 0
         self.done = limit == 0
 
-    def take(self, candidates: Sequence[tuple[Beam, FinishReason | None]]) -> None:
-        """Go one token on.
-
-        Args:
-            candidates: continuations in the order they were chosen, with the reason for which each ends, if it does.
-                Of those that end only the first `width` count: the others are there so that enough can go on.
-        """
+    def take(self, ended: Sequence[tuple[Beam, FinishReason]], going_on: Sequence[Beam]) -> None:
+        """Go one token on, with the continuations that end now and why, and those that go on: at most `width`."""
         width = self._settings.width
         self.length += 1
-        for beam, reason in candidates[:width]:
-            if reason is not None:
-                self._end(beam, reason)
-        alive = [beam for beam, reason in candidates if reason is None]
-        alive.sort(key=lambda beam: -beam.score)  # drawn candidates come in the order of the draws
-        self.beams = alive[:width]
-        self.done = not alive or not self._can_improve()
+        for beam, reason in ended:
+            self._end(beam, reason)
+        self.beams = sorted(going_on, key=lambda beam: -beam.score)
+        self.done = not self.beams or not self._can_improve()
         self.beams += [NOBODY] * (width - len(self.beams))
 
     def _end(self, beam: Beam, reason: FinishReason) -> None:
         """Keep it, if it is one of the best."""
-        self.ended.append(Ended(self._valued(beam.score, self.length), beam, reason))
+        score = self._valued(beam.score, self.length)
+        self.ended.append(Ended(score, beam, reason, self.length, self.first_row))
         self.ended.sort(key=lambda ended: -ended.score)  # stable: of equal ones the older stays in front
         del self.ended[self._settings.width :]
 
@@ -107,8 +124,13 @@ class Search:
         if early is True:
             return False
         # Scores only fall. Divided by a power of the length they may rise; then the longest is the best it can do.
-        length = self._limit if early == "never" and penalty > 0 else self.length
+        length = self.limit if early == "never" and penalty > 0 else self.length
         return self._valued(self.beams[0].score, length) > self.ended[-1].score
 
     def _valued(self, score: float, length: int) -> float:
         return float(score / length**self._settings.length_penalty)
+
+
+def ranked(groups: Sequence[Search]) -> list[Ended]:
+    """The ended hypotheses of one prompt's groups, best first; of equal ones that of the earlier group."""
+    return sorted((ended for search in groups for ended in search.ended), key=lambda ended: -ended.score)

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 
 import torch
 from pluglm_decoding_blocks.draw import draw
 from pluglm_decoding_blocks.rng import Uniforms
-from pluglm_decoding_blocks.warpers import Warpers
 from torch import Tensor
 
-from pluglm.contracts import GenerationConfig
+from pluglm.contracts import FinishReason
+from pluglm_decoding_beam.hypotheses import Beam, Candidate
 
-#: (totals [B, W * V] float32, new tokens so far, K) -> totals and places [B, K] of the picked, in the order of picking.
+#: (totals [B, W, V] float32, new tokens so far, K) -> totals and places w * V + v [B, at least K] of the picked, in the
+#: order of picking.
 Pick = Callable[[Tensor, int, int], tuple[Tensor, Tensor]]
+#: (candidates as picked, width) -> those that end and why, and at most `width` that go on.
+Select = Callable[[Sequence[Candidate], int], tuple[list[tuple[Beam, FinishReason]], list[Beam]]]
 
 
 def best(totals: Tensor, _: int, count: int) -> tuple[Tensor, Tensor]:
     """The `count` best."""
-    values, places = totals.topk(count, dim=-1)
+    values, places = totals.flatten(1).topk(count, dim=-1)
     return values, places
+
+
+def first(candidates: Sequence[Candidate], width: int) -> tuple[list[tuple[Beam, FinishReason]], list[Beam]]:
+    """Of those that end only the first `width` picked count: the others are there so that enough can go on."""
+    ended = [(beam, reason) for beam, reason in candidates[:width] if reason is not None]
+    going_on = [beam for beam, reason in candidates if reason is None]
+    going_on.sort(key=lambda beam: -beam.score)  # drawn candidates come in the order of the draws
+    return ended, going_on[:width]
 
 
 class Drawn:
@@ -39,7 +49,7 @@ class Drawn:
 
     def __call__(self, totals: Tensor, step: int, count: int) -> tuple[Tensor, Tensor]:
         """See `Pick`."""
-        left = totals.clone()
+        left = totals.flatten(1).clone()
         values, places = [], []
         for k in range(count):
             nothing = (left == -torch.inf).all(-1, keepdim=True)
@@ -48,24 +58,3 @@ class Drawn:
             values.append(left.gather(1, place))
             left.scatter_(1, place, -torch.inf)
         return torch.cat(values, dim=1), torch.cat(places, dim=1)
-
-
-class BeamWarpers:
-    """Temperature, top-k, top-p and min-p on each beam's scores; the `keep` best tokens always stay.
-
-    As in transformers 5.23, where `min_tokens_to_keep` is one more than there are end tokens, so that a beam can go on.
-
-    Args:
-        keep: tokens of each beam that no filter takes away. device: of the scores.
-    """
-
-    def __init__(self, config: GenerationConfig, keep: int, device: torch.device) -> None:
-        self._temperature, self._keep = config.temperature or 1.0, keep
-        top_k = max(config.top_k, keep) if config.top_k else None
-        self._filter = Warpers([replace(config, temperature=None, top_k=top_k)], device)
-
-    def __call__(self, scores: Tensor) -> Tensor:
-        """[R, V] float32 scores, -inf where a token is out of question."""
-        scores = scores / self._temperature
-        kept = scores.topk(min(self._keep, scores.shape[-1]), dim=-1)
-        return self._filter(scores).scatter(1, kept.indices, kept.values)

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from pluglm.errors import GenerationError, UnsupportedRequestError
+from pluglm.generation import EXTRA_SAMPLING, SAMPLING
 
 
 def no_token(best: Mapping[int, float], step: int) -> GenerationError:
@@ -22,7 +23,8 @@ def no_token(best: Mapping[int, float], step: int) -> GenerationError:
         return GenerationError(
             f"every token is forbidden for {named} at new token {step}.",
             why="after the logits processors all scores are -inf.",
-            fix="Let the processors (or min_new_tokens with the end tokens) leave at least one token.",
+            fix="Let the processors (or min_new_tokens with the end tokens, or prefix_allowed_tokens_fn) leave at "
+            "least one token.",
             rows=rows, step=step,
         )  # fmt: skip
     return GenerationError(
@@ -40,7 +42,7 @@ def not_honoured(strategy: str, said: Mapping[str, Any], honoured: frozenset[str
     for name in sorted(set(said) - honoured):
         near = get_close_matches(name, honoured, 1)
         hint = f' (did you mean "{near[0]}"?)' if near else ""
-        if strategy == "greedy" and name in _SAMPLING:
+        if strategy == "greedy" and name in (*SAMPLING, *EXTRA_SAMPLING):
             hint = ': it always takes the most likely token; decoding="sampling" honours it'
         reasons.append(f"{name}={said[name]!r} is not honoured{hint}")
     return UnsupportedRequestError(
@@ -49,9 +51,6 @@ def not_honoured(strategy: str, said: Mapping[str, Any], honoured: frozenset[str
         fix=f"Leave these out, or name another strategy. It honours: {', '.join(sorted(honoured))}.",
         reasons=tuple(reasons),
     )
-
-
-_SAMPLING = frozenset({"temperature", "top_k", "top_p", "min_p"})
 
 
 def refused(strategy: str, reasons: Sequence[str], fix: str) -> UnsupportedRequestError:

@@ -17,6 +17,10 @@ from pluglm_decoding_blocks.settings import Settings
 class Feed(Protocol):
     """Gives the logits of the next token."""
 
+    #: Of the last pass, where output_hidden_states was asked for: L + 1 tensors [R, T, C]; T: the prompt's cells that
+    #: were fed, then 1.
+    hidden_states: tuple[Tensor, ...] | None
+
     def prefill(self) -> Tensor:
         """[R, V] after the prompt; R is B times the copies."""
         ...
@@ -71,6 +75,7 @@ class CachedFeed:
         self._model, self._prompt, self._settings = model, prompt, settings
         self._extra = {name: value for name, value in extra.items() if name != "position_ids"}
         self._position_ids = extra.get("position_ids")
+        self.hidden_states: tuple[Tensor, ...] | None = None
         self.given = given is not None
         rows = prompt.ids.shape[0]
         if given is not None:
@@ -112,7 +117,7 @@ class CachedFeed:
         """Feed what the cache does not hold yet."""
         prompt, past, S = self._prompt, self.cache.length, self._prompt.width
         size = self._settings.chunk or S
-        logits = _LastLogits(prompt)
+        logits, hidden = _LastLogits(prompt), []
         for start in range(past, S, size):
             stop = min(start + size, S)
             more = dict(self._extra)
@@ -125,6 +130,11 @@ class CachedFeed:
                 **more,
             )  # fmt: skip
             logits.take(output.logits, start, stop)
+            if self._extra.get("output_hidden_states"):
+                hidden.append(output.hidden_states)
+        if hidden:
+            joined = (torch.cat(parts, dim=1) for parts in zip(*hidden, strict=True))
+            self.hidden_states = tuple(state.repeat_interleave(self._late_copies, 0) for state in joined)
         if self._late_copies == 1:
             return logits.result()
         self.cache.repeat(self._late_copies)
@@ -143,6 +153,8 @@ class CachedFeed:
             input_ids=tokens, attention_mask=None, past_key_values=self.cache, use_cache=True, logits_to_keep=1,
             return_dict=True, **self._extra,
         )  # fmt: skip
+        if self._extra.get("output_hidden_states"):
+            self.hidden_states = tuple(output.hidden_states)
         last: Tensor = output.logits[:, -1]
         return last
 
@@ -156,6 +168,7 @@ class RecomputingFeed:
                 raise InputError(f"{name} needs a cache.", fix=f"Leave out {name}, or leave out use_cache=False.",
                                  argument=name)  # fmt: skip
         self._model, self._extra = model, dict(extra)
+        self.hidden_states: tuple[Tensor, ...] | None = None
         self._prompt = prompt.repeated(settings.copies)
         self._mask: Tensor | None = None
         if self._prompt.mask is not None:
@@ -170,8 +183,11 @@ class RecomputingFeed:
         return logits.result()
 
     def step(self, sequences: Tensor, padded: Tensor | None) -> Tensor:
-        """The whole sequence."""
-        return self._run(sequences, 1)[:, -1]
+        """The whole sequence; of its hidden states the last cell's, as with a cache."""
+        logits = self._run(sequences, 1)[:, -1]
+        if self.hidden_states is not None:
+            self.hidden_states = tuple(state[:, -1:] for state in self.hidden_states)
+        return logits
 
     def can_take_back(self) -> bool:
         """Nothing is kept."""
@@ -185,6 +201,8 @@ class RecomputingFeed:
         output = self._model(
             input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=keep, return_dict=True, **self._extra
         )
+        if self._extra.get("output_hidden_states"):
+            self.hidden_states = tuple(output.hidden_states)
         logits: Tensor = output.logits
         return logits
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from pluglm.contracts import GenerationOutput, StoppingCriterion, Streamer
 from pluglm_decoding_blocks.endings import Endings
 from pluglm_decoding_blocks.feed import Feed
+from pluglm_decoding_blocks.outputs import Outputs
 from pluglm_decoding_blocks.prompt import Prompt
 from pluglm_decoding_blocks.rows import DeviceRows, HostRows, Rows
 from pluglm_decoding_blocks.settings import Settings
@@ -47,6 +48,7 @@ def run(job: Job) -> GenerationOutput:
     sequences = torch.full((len(job.limits), S + most), job.settings.pad, dtype=torch.int64, device=device)
     sequences[:, :S] = job.prompt.ids
     logprobs = _Logprobs(len(job.limits), most, device) if job.settings.logprobs else None
+    outputs = Outputs(job.settings)
     logits = job.feed.prefill() if most else None
     for count in range(most):
         assert logits is not None
@@ -58,9 +60,10 @@ def run(job: Job) -> GenerationOutput:
         sequences[:, end - 1] = tokens
         if logprobs is not None:
             logprobs.record(logits, tokens, count)
+        outputs.record(logits, scores, job.feed.hidden_states)
         rows.record(tokens, best, _done(job.criteria, sequences[:, :end], scores))
         if job.streamer is not None:
-            job.streamer.put(tokens)
+            job.streamer.put(tokens if padded is None else tokens.masked_fill(padded, -1))
         if rows.finished() or count + 1 == most:
             break
         logits = job.feed.step(sequences[:, :end], padded)
@@ -68,8 +71,9 @@ def run(job: Job) -> GenerationOutput:
     width = S + max(counts)
     job.feed.finish(width - 1)
     return GenerationOutput(
-        sequences[:, :width], S, counts, reasons, logprobs.result(counts) if logprobs is not None else None
-    )
+        sequences[:, :width], S, counts, reasons, logprobs.result(counts) if logprobs is not None else None,
+        **outputs.result(max(counts)),
+    )  # fmt: skip
 
 
 def make_rows(job: Job, device: torch.device) -> Rows:

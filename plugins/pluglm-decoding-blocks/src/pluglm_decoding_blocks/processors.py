@@ -1,92 +1,60 @@
-"""What changes scores before a token is chosen, the same for every strategy; numbers and order as in transformers 5.
+"""Everything that changes scores before a token is chosen, in order, as one object for a call.
 
-Order: repetition penalty, minimum of new tokens, then the caller's own. Warpers come after (`warpers.py`).
+The order is that of `pluglm.contracts.STAGES`, the numbers are those of transformers 5.23. What the stages do stands in
+`biases`, `penalties`, `ngrams`, `lengths`, `allowed` and `warpers`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pluglm.contracts import GenerationConfig, LogitsProcessor
-
-
-class RepetitionPenalty:
-    """Scores of tokens that occurred are divided by `penalty` where positive, multiplied where negative.
-
-    Source: Keskar et al. 2019, "CTRL", section 4.1; signs as in transformers 5.23 RepetitionPenaltyLogitsProcessor.
-    Padding does not count as an occurrence, so that a row's result is the same alone and in a padded batch.
-
-    Args:
-        penalty: > 0. mask: [B, S] of the prompt, 0 for padding; None: no padding.
-        incremental: each call's ids are those of the call before and one more. False: any ids, looked at anew.
-    """
-
-    def __init__(self, penalty: float, mask: Tensor | None = None, *, incremental: bool = True) -> None:
-        self.penalty = penalty
-        self._mask = mask
-        self._incremental = incremental
-        self._seen: Tensor | None = None  # [B, V] bool
-        self._length = 0  # cells of the sequence that are in it
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """[B, V] scores after the penalty. input_ids: [B, S]."""
-        fits = self._seen is not None and self._seen.shape == scores.shape and input_ids.shape[1] >= self._length
-        if self._seen is None or not (fits and self._incremental):
-            self._seen, self._length = torch.zeros_like(scores, dtype=torch.bool), 0
-        new = input_ids[:, self._length :]
-        if self._length == 0 and self._mask is not None:
-            new = _without_padding(new, self._mask)
-        self._seen.scatter_(1, new, True)
-        self._length = input_ids.shape[1]
-        penalised = torch.where(scores < 0, scores * self.penalty, scores / self.penalty)
-        return torch.where(self._seen, penalised, scores)
-
-
-def _without_padding(ids: Tensor, mask: Tensor) -> Tensor:
-    """Padding replaced by a real token of the same row; cells after the mask's end are real."""
-    real = mask.bool()
-    first = ids.gather(1, real.int().argmax(1, keepdim=True))  # [B, 1]
-    prompt = torch.where(real, ids[:, : mask.shape[1]], first)
-    return torch.cat((prompt, ids[:, mask.shape[1] :]), dim=1)
-
-
-class MinNewTokens:
-    """End tokens are forbidden until `count` new tokens are there (transformers MinNewTokensLengthLogitsProcessor)."""
-
-    def __init__(self, prompt_length: int, count: int, eos: Tensor) -> None:
-        self._until = prompt_length + count
-        self._eos = eos
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """[B, V] scores; `scores` itself is left as it was."""
-        if input_ids.shape[1] >= self._until:
-            return scores
-        return scores.index_fill(1, self._eos, -torch.inf)
+from pluglm_decoding_blocks.allowed import PrefixAllowed, Suppress, remove_invalid
+from pluglm_decoding_blocks.biases import SequenceBias, bad_words
+from pluglm_decoding_blocks.fields import ProcessorFields, read_fields
+from pluglm_decoding_blocks.lengths import MinLength, MinNewTokens, begin_suppressed, forced_bos, forced_eos
+from pluglm_decoding_blocks.ngrams import NoCopy, NoRepeat
+from pluglm_decoding_blocks.order import in_order
+from pluglm_decoding_blocks.penalties import ExponentialDecay, RepetitionPenalty, SourcePenalty
+from pluglm_decoding_blocks.source import Source
+from pluglm_decoding_blocks.texts import Texts
+from pluglm_decoding_blocks.warpers import Stage, Warpers
 
 
 class Processors:
     """All processors of one call, in order, on float32 scores.
 
     Args:
-        own: the caller's. prompt_length, mask: of the prompts, [R, S].
+        own: the caller's; one that is `Placed` stands where it says. prompt_length, mask: of the prompts, [R, S].
         incremental: as in `RepetitionPenalty`.
+        beams: rows of each prompt, of which a caller's prefix_allowed_tokens_fn is told nothing.
+        source: of an encoder-decoder. warpers: of a strategy that draws; they stand among the other stages, and the
+            caller applies none itself. guidance: what mixes the scores with those of another prompt.
+    Raises: InputError for values that make no sense.
     """
 
     def __init__(
         self, config: GenerationConfig, own: Sequence[LogitsProcessor] | None, *, prompt_length: int,
-        mask: Tensor | None, device: torch.device, incremental: bool = True,
+        mask: Tensor | None, device: torch.device, incremental: bool = True, beams: int = 1,
+        source: Source | None = None, warpers: Warpers | None = None, guidance: LogitsProcessor | None = None,
     ) -> None:  # fmt: skip
-        self._chain: list[LogitsProcessor] = []
-        if config.repetition_penalty not in (None, 1.0):
-            self._chain.append(RepetitionPenalty(float(config.repetition_penalty), mask, incremental=incremental))
-        if config.min_new_tokens and config.eos_token_id:
-            eos = torch.tensor(config.eos_token_id, device=device)
-            self._chain.append(MinNewTokens(prompt_length, config.min_new_tokens, eos))
-        self._foreign = bool(own)
-        self._chain.extend(own or ())
+        fields, texts = read_fields(config), Texts(prompt_length, mask)
+        stages: dict[str, LogitsProcessor] = {"guidance": guidance} if guidance is not None else {}
+        stages |= _by_content(fields, texts, mask, device, incremental, source)
+        stages |= _by_place(fields, texts, device, beams, _limits(config, texts))
+        if warpers is not None:
+            stages |= {name: _without_ids(stage) for name, stage in warpers.stages}
+        if fields.watermarking_config is not None:
+            stages["watermark"] = _Watermark(fields.watermarking_config, texts, device)
+        if fields.renormalize_logits:
+            stages["renormalize"] = _without_ids(lambda scores: scores.log_softmax(-1))
+        self._chain = in_order(stages, own or ())
+        # Whoever asks for invalid values to be removed wants to go on where the model gave some.
+        self._foreign = bool(own) and not fields.remove_invalid_values
 
     @property
     def idle(self) -> bool:
@@ -118,3 +86,86 @@ def known_best(best: Tensor, raw: Tensor | None) -> Tensor:
         best: [R] after all processing. raw: as `Processors` gave it.
     """
     return best if raw is None else torch.where(raw.isfinite(), best.float(), raw)
+
+
+def _by_content(
+    fields: ProcessorFields, texts: Texts, mask: Tensor | None, device: torch.device, incremental: bool,
+    source: Source | None,
+) -> dict[str, LogitsProcessor]:  # fmt: skip
+    """The stages that go by what the text and its source hold."""
+    stages: dict[str, LogitsProcessor] = {}
+    ids, source_mask = (source.ids, source.mask) if source is not None else (None, None)
+    if fields.sequence_bias:
+        stages["sequence_bias"] = SequenceBias(texts, fields.sequence_bias, device)
+    if fields.encoder_repetition_penalty != 1.0:
+        stages["encoder_repetition_penalty"] = SourcePenalty(
+            fields.encoder_repetition_penalty, ids, mask if ids is None else source_mask, length=texts.prompt_length
+        )
+    if fields.repetition_penalty != 1.0:
+        stages["repetition_penalty"] = RepetitionPenalty(fields.repetition_penalty, mask, incremental=incremental)
+    if fields.no_repeat_ngram_size:
+        stages["no_repeat_ngram"] = NoRepeat(texts, fields.no_repeat_ngram_size)
+    if fields.encoder_no_repeat_ngram_size:
+        stages["encoder_no_repeat_ngram"] = NoCopy(texts, fields.encoder_no_repeat_ngram_size, ids, source_mask)
+    if words := bad_words(fields.bad_words_ids, fields.eos):
+        stages["bad_words"] = SequenceBias(texts, words, device)
+    return stages
+
+
+def _by_place(
+    fields: ProcessorFields, texts: Texts, device: torch.device, beams: int, limits: Sequence[int]
+) -> dict[str, LogitsProcessor]:
+    """The stages that go by where a text stands, or by nothing. limits: new tokens of each row, or of all."""
+
+    def tokens(ids: Sequence[int]) -> Tensor:
+        return torch.tensor(ids, dtype=torch.int64, device=device)
+
+    stages: dict[str, LogitsProcessor] = {}
+    if fields.min_length and fields.eos:
+        stages["min_length"] = MinLength(texts, fields.min_length, tokens(fields.eos))
+    if fields.min_new_tokens and fields.eos:
+        stages["min_new_tokens"] = MinNewTokens(texts.prompt_length, fields.min_new_tokens, tokens(fields.eos))
+    if fields.prefix_allowed_tokens_fn is not None:
+        stages["prefix_allowed_tokens"] = PrefixAllowed(texts, fields.prefix_allowed_tokens_fn, beams)
+    if fields.forced_bos_token_id:
+        stages["forced_bos"] = forced_bos(texts, tokens(fields.forced_bos_token_id))
+    if fields.forced_eos_token_id:
+        stages["forced_eos"] = forced_eos(texts, limits, tokens(fields.forced_eos_token_id))
+    if fields.remove_invalid_values:
+        stages["remove_invalid_values"] = _without_ids(remove_invalid)
+    if fields.exponential_decay_length_penalty is not None:
+        start, factor = fields.exponential_decay_length_penalty
+        stages["exponential_decay"] = ExponentialDecay(texts, start, factor, tokens(fields.eos))
+    if fields.suppress_tokens:
+        stages["suppress"] = Suppress(tokens(fields.suppress_tokens))
+    if fields.begin_suppress_tokens:
+        forced = bool(fields.forced_bos_token_id)
+        stages["begin_suppress"] = begin_suppressed(texts, tokens(fields.begin_suppress_tokens), bos_forced=forced)
+    return stages
+
+
+class _Watermark:
+    """The processor that a watermarking config makes, on texts whose padding, if any, is on the left."""
+
+    def __init__(self, config: Any, texts: Texts, device: torch.device) -> None:
+        self._config, self._texts, self._device = config, texts, device
+        self._process: LogitsProcessor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if self._process is None:  # the first scores say how many tokens there are
+            self._process = self._config.construct_processor(scores.shape[-1], self._device)
+        assert self._process is not None
+        return self._process(self._texts.left_padded(input_ids), scores)
+
+
+def _without_ids(stage: Stage) -> LogitsProcessor:
+    return lambda _, scores: stage(scores)
+
+
+def _limits(config: GenerationConfig, texts: Texts) -> tuple[int, ...]:
+    """As `Settings.limits`: new tokens of each row at most; -1 where nothing says so."""
+    limits = []
+    for length in texts.lengths:
+        room = None if config.max_length is None else config.max_length - length
+        limits.append(min((limit for limit in (config.max_new_tokens, room) if limit is not None), default=-1))
+    return tuple(limits)

@@ -8,13 +8,32 @@ from dataclasses import dataclass
 
 from pluglm.contracts import GenerationConfig
 from pluglm.errors import InputError
+from pluglm.generation import EXTRA_SAMPLING, SAMPLING
 from pluglm_decoding_blocks.failures import not_honoured
+from pluglm_decoding_blocks.fields import read_fields
+from pluglm_decoding_blocks.values import flag, whole
 
-#: Fields that every strategy of this package honours; `seed` is one of them, since a seed changes no greedy choice.
-COMMON_FIELDS = frozenset({
-    "max_new_tokens", "max_length", "min_new_tokens", "repetition_penalty", "eos_token_id", "bos_token_id",
-    "pad_token_id", "stop_strings", "num_return_sequences", "seed", "prefill_chunk_size", "return_logprobs",
+#: Fields of processors that depend on their arguments alone, so that beams and guesses may be shown to them too.
+PROCESSOR_FIELDS = frozenset({
+    "sequence_bias", "encoder_repetition_penalty", "repetition_penalty", "no_repeat_ngram_size",
+    "encoder_no_repeat_ngram_size", "bad_words_ids", "min_length", "min_new_tokens", "prefix_allowed_tokens_fn",
+    "forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty",
+    "suppress_tokens", "begin_suppress_tokens", "renormalize_logits",
 })  # fmt: skip
+#: Fields that every strategy honours which is built with `Processors` and `criteria.call_criteria`; `seed` is one of
+#: them, since a seed changes no greedy choice.
+COMMON_FIELDS = PROCESSOR_FIELDS | {
+    "max_new_tokens", "max_length", "max_time", "eos_token_id", "bos_token_id", "pad_token_id", "stop_strings",
+    "num_return_sequences", "seed", "prefill_chunk_size", "return_logprobs",
+}  # fmt: skip
+#: Fields of `Warpers`: for strategies that draw.
+SAMPLING_FIELDS = frozenset((*SAMPLING, *EXTRA_SAMPLING))
+#: What makes a watermark may remember what it was shown: for strategies that go on by one certain token at a time.
+WATERMARK_FIELDS = frozenset({"watermarking_config"})
+#: Classifier-free guidance: for strategies that run the model on a second prompt.
+GUIDANCE_FIELDS = frozenset({"guidance_scale", "negative_prompt_ids", "negative_prompt_attention_mask"})
+#: What `loop.run` records step by step.
+OUTPUT_FIELDS = frozenset({"output_scores", "output_logits", "output_hidden_states"})
 
 
 @dataclass(frozen=True)
@@ -25,7 +44,7 @@ class Settings:
         max_new, max_length: limits; at least one is there. min_new: no end token and no stop string ends a row before.
         eos: end tokens. pad: fills rows that have ended. bos: stands for an empty prompt.
         stop: stop strings. copies: sequences of each prompt.
-        chunk: tokens of one prefill pass at most. logprobs: whether to record them.
+        chunk: tokens of one prefill pass at most. logprobs, scores, logits, hidden_states: whether to record them.
     """
 
     max_new: int | None
@@ -38,6 +57,9 @@ class Settings:
     copies: int
     chunk: int | None
     logprobs: bool
+    scores: bool = False
+    logits: bool = False
+    hidden_states: bool = False
 
     def alone(self) -> Settings:
         """The same with one sequence of each prompt: for a prompt whose rows are copies already."""
@@ -82,6 +104,12 @@ def read_settings(
             f"min_new_tokens={config.min_new_tokens} is more than max_new_tokens={config.max_new_tokens}.",
             fix="Raise max_new_tokens, or lower min_new_tokens.", argument="min_new_tokens",
         )  # fmt: skip
+    if config.max_length is not None and (whole(config, "min_length") or 0) > config.max_length:
+        raise InputError(
+            f"min_length={said['min_length']} is more than max_length={config.max_length}.",
+            why="both count the prompt.", fix="Raise max_length, or lower min_length.", argument="min_length",
+        )  # fmt: skip
+    read_fields(config).check_ids(vocab_size)
     stop = config.stop_strings or ()
     if stop and decode is None:
         raise InputError(
@@ -101,20 +129,6 @@ def read_settings(
             )  # fmt: skip
     return Settings(
         config.max_new_tokens, config.max_length, config.min_new_tokens or 0, eos, pad, config.bos_token_id, stop,
-        config.num_return_sequences or 1, _chunk(config), _flag(config, "return_logprobs"),
+        config.num_return_sequences or 1, whole(config, "prefill_chunk_size", 1), flag(config, "return_logprobs"),
+        flag(config, "output_scores"), flag(config, "output_logits"), flag(config, "output_hidden_states"),
     )  # fmt: skip
-
-
-def _chunk(config: GenerationConfig) -> int | None:
-    size = config.extra.get("prefill_chunk_size")
-    if size is not None and (type(size) is not int or size < 1):
-        raise InputError(f"prefill_chunk_size={size!r} makes no sense: it must be an integer >= 1.",
-                         argument="prefill_chunk_size")  # fmt: skip
-    return size
-
-
-def _flag(config: GenerationConfig, name: str) -> bool:
-    value = config.extra.get(name)
-    if value not in (None, True, False):
-        raise InputError(f"{name}={value!r} makes no sense: it must be True or False.", argument=name)
-    return bool(value)

@@ -1,4 +1,4 @@
-"""Speculative decoding: prompt lookup and a draft model. Importing this package does not import torch."""
+"""Speculative decoding: prompt lookup, a draft model, early exit. Importing this package does not import torch."""
 
 from __future__ import annotations
 
@@ -25,4 +25,5 @@ class SpeculativeProvider:
 
 
 assisted = SpeculativeProvider("assisted")
+early_exit = SpeculativeProvider("early-exit")
 prompt_lookup = SpeculativeProvider("prompt-lookup")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pluglm_decoding_blocks.failures import refused
 
 from pluglm.contracts import DecodingRequest
 from pluglm.errors import InputError, UnsupportedRequestError
+from pluglm_decoding_speculative.spelling import Spelling
 
 
 @dataclass(frozen=True)
@@ -19,12 +22,19 @@ class Assistant:
     Attributes:
         model: called as `pluglm.forward.CausalLM`. vocab_size: of it. max_seq_len: its context; None: unbounded.
         decode: its tokenizer's token ids -> text; None: not known.
+        spelling: its tokenizer, for guesses that are spelt anew; None: not known. start: ids that its texts begin with.
+            ends: ids that have no text: a guess ends before one.
+        translates: its token ids are not the model's.
     """
 
     model: Any
     vocab_size: int
     max_seq_len: int | None
     decode: Callable[[Sequence[int]], str] | None = None
+    spelling: Spelling | None = None
+    start: tuple[int, ...] = ()
+    ends: frozenset[int] = frozenset()
+    translates: bool = False
 
 
 def read_assistant(given: Any, request: DecodingRequest) -> Assistant:
@@ -33,37 +43,53 @@ def read_assistant(given: Any, request: DecodingRequest) -> Assistant:
     Args:
         given: a LanguageModel, a CausalLM, or an Assistant. Of a CausalLM nobody knows the tokenizer; then equal sizes
             of the vocabularies are all that is checked.
-    Raises: InputError for anything else; UnsupportedRequestError for another vocabulary.
+    Raises: InputError for anything else; UnsupportedRequestError for another vocabulary of which not both tokenizers
+        are known.
     """
+    assistant = _described(given)
+    reason = _other_vocabulary(assistant, request)
+    if reason is None:
+        return assistant
+    if assistant.spelling is not None and request.decode is not None and request.encode is not None:
+        return dataclasses.replace(assistant, translates=True)
+    whose = "assistant" if assistant.spelling is None else "model"
+    raise refused(
+        "assisted",
+        (f"{reason}, and the tokenizer of the {whose} is not known, so its text cannot be spelt anew",),
+        "Pass the assistant as pluglm.load returns it, with its tokenizer; or use one with the same tokenizer.",
+    )
+
+
+def _described(given: Any) -> Assistant:
     from pluglm.forward import CausalLM
     from pluglm.lm import LanguageModel
 
-    assistant: Assistant | None = given if isinstance(given, Assistant) else None
-    model, decode = given, None
-    if isinstance(given, LanguageModel):
-        model, decode = given.model, given.tokenizer.decode if given.tokenizer is not None else None
-    if isinstance(model, CausalLM):
-        description = model.description
-        assistant = Assistant(model, description.vocab_size, description.max_seq_len, decode)
-    if assistant is None:
+    if isinstance(given, Assistant):
+        return given
+    model = given.model if isinstance(given, LanguageModel) else given
+    if not isinstance(model, CausalLM):
         raise InputError(
             f"assistant_model is a {type(model).__name__}, not a decoder-only model of pluglm.",
             fix='Pass what pluglm.load returns, or name a model: options={"decoding": {"assistant": …}}.',
             argument="assistant_model",
         )  # fmt: skip
-    if reason := _other_vocabulary(assistant, request):
-        raise refused(
-            "assisted",
-            (reason,),
-            "Use an assistant with the same tokenizer, of the same family; guesses are token ids.",
-        )
-    return assistant
+    known: dict[str, Any] = {}
+    if isinstance(given, LanguageModel) and given.tokenizer is not None:
+        t = given.tokenizer
+        ends = t.special_ids | frozenset(given.generation.eos_token_id or ())
+        known = {
+            "decode": t.decode,
+            "spelling": Spelling(t.decode, partial(t.encode, add_special_tokens=False)),
+            "start": tuple(token for token in t.encode("") if token == t.bos_token_id and token != t.eos_token_id),
+            "ends": ends,
+        }
+    return Assistant(model, model.description.vocab_size, model.description.max_seq_len, **known)
 
 
 def load_assistant(name: Any, request: DecodingRequest) -> Assistant:
     """Load a model by name or folder, on the device of the model it helps.
 
-    Raises: UnsupportedRequestError if it is no name or has another vocabulary; what `pluglm.load` raises.
+    Raises: UnsupportedRequestError if it is no name, or as `read_assistant`; what `pluglm.load` raises.
     """
     import pluglm
 

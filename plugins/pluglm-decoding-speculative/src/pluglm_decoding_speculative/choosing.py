@@ -19,12 +19,11 @@ Guess = tuple[int, Tensor | None]
 class Greedy:
     """The most likely token, whatever was guessed. A guess that equals it saved a pass."""
 
-    def shape(self, scores: Tensor) -> Tensor:
-        """[n, V] processed scores, as they are."""
-        return scores
+    #: What reshapes the distribution, among the processors.
+    warpers: Warpers | None = None
 
     def choose(self, scores: Tensor, rows: Sequence[int], index: int, guesses: Sequence[Guess | None]) -> list[int]:
-        """New token `index` of each of `rows`. scores: [n, V], shaped. guesses: of each, for this token."""
+        """New token `index` of each of `rows`. scores: [n, V], processed. guesses: of each, for this token."""
         return _listed(scores.argmax(-1))
 
     def guess(self, scores: Tensor, rows: Sequence[int], index: int) -> list[int]:
@@ -44,7 +43,7 @@ class Sampled:
     """
 
     def __init__(self, config: GenerationConfig, seeds: Tensor) -> None:
-        self.shape = Warpers([config], seeds.device)
+        self.warpers = Warpers([config], seeds.device)
         self._numbers = Uniforms(seeds)
 
     def choose(self, scores: Tensor, rows: Sequence[int], index: int, guesses: Sequence[Guess | None]) -> list[int]:
@@ -111,5 +110,5 @@ def _residual(p: Tensor, q: Tensor) -> Tensor:
 
 
 def probabilities(scores: Tensor) -> Tensor:
-    """[n, V] float64 of shaped scores: what guesses are drawn from."""
+    """[n, V] float64 of processed scores: what guesses are drawn from."""
     return torch.softmax(scores.double(), -1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from pluglm_decoding_speculative.pace import Luck, late, reach
 from pluglm_decoding_speculative.proposals import Proposal
 
 
@@ -49,37 +50,41 @@ class NgramIndex:
 class Lookup:
     """The proposer of prompt lookup.
 
-    A row's guesses are as long as `count` allows while they hold. After one that failed the next has at most twice as
-    many tokens as the model just made: so a text that never repeats itself costs short passes.
+    What follows the row's last tokens is looked up for every row; how much of it is guessed, `pace` says.
 
     Args:
         texts: the real tokens of each row's prompt. count: tokens of a guess at most. longest: of the runs looked for.
+        price: of a cell, see `pace`.
     """
 
-    def __init__(self, texts: Sequence[Sequence[int]], *, count: int, longest: int, eos: Sequence[int]) -> None:
+    def __init__(
+        self, texts: Sequence[Sequence[int]], *, count: int, longest: int, eos: Sequence[int], price: float
+    ) -> None:  # fmt: skip
         self._rows = [NgramIndex(text, longest) for text in texts]
-        self._count = count
-        self._reach = [count] * len(texts)
-        self._guessed = [0] * len(texts)
+        self._count, self._price = count, price
+        self._luck = [Luck() for _ in texts]
+        self._found: list[list[int]] = [[] for _ in texts]
         self._eos = frozenset(eos)
 
     def propose(self, room: Mapping[int, int]) -> Mapping[int, Proposal]:
         """One search a row."""
-        proposals = {}
         for row, most in room.items():
-            tokens = self._rows[row].continuation(min(most, self._reach[row])) if most > 0 else []
-            for at, token in enumerate(tokens):
-                if token in self._eos:  # nothing follows an end
-                    del tokens[at + 1 :]
-                    break
-            self._guessed[row] = len(tokens)
-            if tokens:
-                proposals[row] = Proposal(tokens)
-        return proposals
+            self._found[row] = self._search(row, min(most, self._count))
+        found = {row: tokens for row in room if (tokens := self._found[row])}
+        if not found:
+            return {}
+        most = reach(found, self._luck, self._price, late(room))
+        return {row: Proposal(tokens[:most]) for row, tokens in found.items()} if most else {}
+
+    def _search(self, row: int, count: int) -> list[int]:
+        tokens = self._rows[row].continuation(count) if count > 0 else []
+        for at, token in enumerate(tokens):
+            if token in self._eos:  # nothing follows an end
+                return tokens[: at + 1]
+        return tokens
 
     def learn(self, row: int, tokens: Sequence[int], matched: int) -> None:
         """Index the row's new tokens."""
         self._rows[row].extend(tokens)
-        if self._guessed[row]:
-            self._reach[row] = self._count if matched == self._guessed[row] else min(self._count, 2 * len(tokens))
-            self._guessed[row] = 0
+        self._luck[row].learn(self._found[row], tokens)
+        self._found[row] = []

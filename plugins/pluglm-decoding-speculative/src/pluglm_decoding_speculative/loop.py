@@ -24,6 +24,9 @@ from pluglm_decoding_speculative.choosing import Chooser, Greedy
 from pluglm_decoding_speculative.passes import Passes
 from pluglm_decoding_speculative.proposals import NOTHING, Proposal, Proposer
 
+#: Scores [n, V] of any rows at any places -> scores; what reshapes them without looking at the text.
+Shape = Callable[[Tensor], Tensor]
+
 
 @dataclass(frozen=True)
 class Statistics:
@@ -40,7 +43,7 @@ class Job:
 
     Attributes:
         prompt: one row a sequence to be made (copies included). limits: new tokens of each row at most.
-        feed: runs the prompt; its cache serves all passes. process: not incremental.
+        feed: runs the prompt; its cache serves all passes. process: not incremental. shape: what comes after it.
         criteria: the caller's. decode: for stop strings.
     """
 
@@ -50,6 +53,7 @@ class Job:
     feed: CachedFeed
     passes: Passes
     process: Processors
+    shape: Shape
     choose: Chooser
     criteria: Sequence[StoppingCriterion]
     streamer: Streamer | None
@@ -86,8 +90,8 @@ class Texts:
         return self.ids[:, : self.width + index]
 
     def column(self, index: int) -> Tensor:
-        """[R] new token `index` of every row, pad where a row ended before."""
-        row_tokens = [row[index] if index < len(row) else self._pad for row in self.new]
+        """[R] new token `index` of every row, -1 where a row ended before."""
+        row_tokens = [row[index] if index < len(row) else -1 for row in self.new]
         return torch.tensor(row_tokens, device=self._prompt.device)
 
     def sequences(self) -> Tensor:
@@ -178,7 +182,7 @@ class Run:
         # The caller's own see every row, so that theirs keep their numbers; what comes out of others is not used.
         whole = not job.process.idle or bool(job.criteria)
         scores, raw = job.process(job.texts.before(index), logits[:, at] if whole else logits[rows, at])
-        scores = job.choose.shape(scores.float())
+        scores = job.shape(scores.float())
         best_scores = known_best(scores.amax(-1), raw)
         if whole:
             best_scores = best_scores[rows]

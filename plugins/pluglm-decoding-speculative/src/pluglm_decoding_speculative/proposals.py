@@ -36,3 +36,14 @@ class Proposer(Protocol):
     def learn(self, row: int, tokens: Sequence[int], matched: int) -> None:
         """What the model made of a row's last guess: its next tokens, of which the first `matched` had been guessed."""
         ...
+
+
+class NoGuesses:
+    """Every step is a plain one."""
+
+    def propose(self, room: Mapping[int, int]) -> Mapping[int, Proposal]:
+        """None."""
+        return {}
+
+    def learn(self, row: int, tokens: Sequence[int], matched: int) -> None:
+        """Nothing."""

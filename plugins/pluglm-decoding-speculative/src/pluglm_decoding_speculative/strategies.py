@@ -1,173 +1,99 @@
-"""The two strategies: how a call is read, and what guesses."""
+"""The three strategies: the fields of each, and what guesses."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from pluglm_decoding_blocks.failures import refused
-from pluglm_decoding_blocks.feed import CachedFeed, further_arguments
-from pluglm_decoding_blocks.processors import Processors
-from pluglm_decoding_blocks.prompt import Prompt, read_prompt
-from pluglm_decoding_blocks.rng import call_seeds
-from pluglm_decoding_blocks.settings import COMMON_FIELDS, Settings, read_settings
-from torch import Tensor
+from pluglm_decoding_blocks.prompt import Prompt
 
-from pluglm.contracts import (
-    DecodingRequest,
-    GenerationConfig,
-    GenerationOutput,
-    LogitsProcessor,
-    StoppingCriterion,
-    Streamer,
-)
+from pluglm.contracts import DecodingRequest, GenerationConfig
 from pluglm.errors import InputError
-from pluglm_decoding_speculative.assistant import Assistant, check_rollback, load_assistant, read_assistant
-from pluglm_decoding_speculative.choosing import Chooser, Greedy, Sampled, SpeculativeSampled
-from pluglm_decoding_speculative.draft import Draft, Schedule
+from pluglm_decoding_speculative.assistant import Assistant, load_assistant, read_assistant
+from pluglm_decoding_speculative.choosing import Greedy, Sampled, SpeculativeSampled
+from pluglm_decoding_speculative.draft import Draft
+from pluglm_decoding_speculative.guessing import Chooses, Schedule
 from pluglm_decoding_speculative.lookup import Lookup
-from pluglm_decoding_speculative.loop import Job, Statistics, Texts, run
-from pluglm_decoding_speculative.passes import Passes
-from pluglm_decoding_speculative.proposals import Proposer
+from pluglm_decoding_speculative.loop import Job
+from pluglm_decoding_speculative.pace import ACCELERATED, PRICES
+from pluglm_decoding_speculative.proposals import NoGuesses, Proposer
+from pluglm_decoding_speculative.self_draft import SelfDraft, first_layers
+from pluglm_decoding_speculative.speculative import Plan, Speculative
+from pluglm_decoding_speculative.spelling import Spelling
+from pluglm_decoding_speculative.translated import Lookbehind, Translated
 
-SAMPLING = frozenset({"temperature", "top_k", "top_p", "min_p"})
-
-
-class _Speculative:
-    """What both strategies share. Greedy, unless a field that reshapes the distribution is set: then tokens are drawn.
-
-    Attributes:
-        statistics: of the last call that ended; for measurements.
-    """
-
-    name: str
-    fields: frozenset[str] = COMMON_FIELDS | SAMPLING
-    needs: frozenset[str] = frozenset({"rollback"})
-
-    def __init__(self, request: DecodingRequest) -> None:
-        self._request = request
-        self.statistics = Statistics(0, 0, 0)
-
-    def __call__(
-        self,
-        model: Any,
-        input_ids: Tensor,
-        logits_processor: Sequence[LogitsProcessor] | None = None,
-        stopping_criteria: Sequence[StoppingCriterion] | None = None,
-        generation_config: GenerationConfig | None = None,
-        streamer: Streamer | None = None,
-        **model_kwargs: Any,
-    ) -> GenerationOutput:
-        """Generate, without gradients. See `DecodingStrategy`; `model_kwargs` may hold attention_mask, past_key_values
-        and position_ids. A processor must depend on its arguments alone: it is asked about guesses, too."""
-        config = generation_config or GenerationConfig()
-        try:
-            with torch.no_grad():
-                settings = read_settings(
-                    config, self.name, self.fields, vocab_size=self._request.vocab_size, decode=self._request.decode
-                )
-                plan = self._read(config)
-                prompt = read_prompt(
-                    input_ids, model_kwargs.pop("attention_mask", None), bos=settings.bos,
-                    vocab_size=self._request.vocab_size,
-                )  # fmt: skip
-                copies = prompt.repeated(settings.copies)
-                limits = settings.limits(copies.lengths)
-                choose = self._chooser(config, copies)
-                feed = _feed(model, prompt, settings, limits, model_kwargs, self.name, choose)
-                process = Processors(
-                    config, logits_processor, prompt_length=copies.width, mask=copies.mask, device=copies.ids.device,
-                    incremental=False,
-                )  # fmt: skip
-                seen = not process.idle or bool(stopping_criteria)
-                texts = Texts(copies, max(limits), settings.pad, wanted=seen)
-                passes = Passes(model, feed.cache, copies.ids.device)
-                job = Job(
-                    settings, copies, limits, feed, passes, process, choose, tuple(stopping_criteria or ()), streamer,
-                    self._request.decode, texts,
-                )  # fmt: skip
-                output, self.statistics = run(job, plan(job))
-                return output
-        finally:
-            if streamer is not None:
-                streamer.end()
-
-    def _read(self, config: GenerationConfig) -> Callable[[Job], Proposer]:
-        """Check the fields that only this strategy has; returns what makes the call's proposer."""
-        raise NotImplementedError
-
-    def _chooser(self, config: GenerationConfig, prompt: Prompt) -> Chooser:
-        """prompt: copies included."""
-        if any(getattr(config, name) is not None for name in SAMPLING):
-            seeds = call_seeds(config.seed, len(prompt.lengths), prompt.ids.device)
-            return self._sampler(config, seeds)
-        if (config.num_return_sequences or 1) > 1:
-            reason = f"num_return_sequences={config.num_return_sequences}: all of them would be the same"
-            raise refused(self.name, (reason,), "Set temperature (1.0 changes nothing), or ask for one sequence.")
-        return Greedy()
-
-    def _sampler(self, config: GenerationConfig, seeds: Tensor) -> Sampled:
-        return Sampled(config, seeds)
+GUESSING = frozenset({"num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold"})
 
 
-class PromptLookup(_Speculative):
+class PromptLookup(Speculative):
     """Guesses by copying: what followed the row's last tokens when they occurred before.
 
     Fields: prompt_lookup_num_tokens (10): tokens of a guess at most. max_matching_ngram_size (2): the longest run of
     last tokens that is looked for; shorter ones follow.
+
+    Args:
+        token_price: what a cell of a pass costs, next to a pass over none: see `pace`. 0: guess as far as may be.
     """
 
     name = "prompt-lookup"
-    fields = _Speculative.fields | {"prompt_lookup_num_tokens", "max_matching_ngram_size"}
+    fields = Speculative.fields | {"prompt_lookup_num_tokens", "max_matching_ngram_size"}
 
-    def _read(self, config: GenerationConfig) -> Callable[[Job], Proposer]:
+    def __init__(self, request: DecodingRequest, token_price: float | None = None) -> None:
+        super().__init__(request)
+        kind = request.device.partition(":")[0]
+        self.token_price = PRICES.get(kind, ACCELERATED) if token_price is None else token_price
+
+    def read(self, config: GenerationConfig, model: Any) -> Plan:
+        """See `Speculative.read`."""
         count = _whole(config, "prompt_lookup_num_tokens", 10)
         longest = _whole(config, "max_matching_ngram_size", 2)
 
         def lookup(job: Job) -> Proposer:
             texts = _real_tokens(job.prompt)
-            return Lookup(texts, count=count, longest=longest, eos=job.settings.eos)
+            return Lookup(texts, count=count, longest=longest, eos=job.settings.eos, price=self.token_price)
 
-        return lookup
+        return Plan(lookup)
 
 
-class Assisted(_Speculative):
-    """Guesses with a smaller model of the same vocabulary.
+class Assisted(Speculative):
+    """Guesses with a smaller model.
 
     Fields: assistant_model: a LanguageModel or CausalLM, instead of the strategy's own. num_assistant_tokens (20),
     num_assistant_tokens_schedule ("constant" or "heuristic"), assistant_confidence_threshold (0.4): see `Schedule`.
+    target_lookbehind (10), assistant_lookbehind (10): for an assistant with another tokenizer, see `Lookbehind`.
 
     Args:
         assistant: for calls that pass none.
     """
 
     name = "assisted"
-    fields = _Speculative.fields | {
-        "assistant_model", "num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold",
-    }  # fmt: skip
+    fields = Speculative.fields | GUESSING | {"assistant_model", "target_lookbehind", "assistant_lookbehind"}
 
     def __init__(self, request: DecodingRequest, assistant: Assistant | None = None) -> None:
         super().__init__(request)
         self.assistant = assistant
         self._known: tuple[Any, Assistant] | None = None  # what a call passed, and what it is: checked once
 
-    def _read(self, config: GenerationConfig) -> Callable[[Job], Proposer]:
+    def read(self, config: GenerationConfig, model: Any) -> Plan:
+        """See `Speculative.read`."""
         assistant = self._of_call(config.extra.get("assistant_model"))
         schedule = _schedule(config)
+        back = Lookbehind(_whole(config, "target_lookbehind", 10), _whole(config, "assistant_lookbehind", 10))
 
         def draft(job: Job) -> Proposer:
-            assert isinstance(job.choose, Greedy | SpeculativeSampled)
             if max(job.limits) < 2:  # the only token is the model's own
-                return Lookup([[]] * len(job.limits), count=1, longest=1, eos=())
-            return Draft(
-                assistant, job.prompt, job.settings, job.limits, job.choose, job.process, job.texts, schedule
-            )  # fmt: skip
+                return NoGuesses()
+            if not assistant.translates:
+                return Draft(assistant, job.prompt, job.settings, job.limits, _chooses(job, schedule), schedule)
+            request = self._request
+            assert request.decode is not None
+            assert request.encode is not None
+            spelling = Spelling(request.decode, request.encode)
+            texts = _real_tokens(job.prompt)
+            return Translated(assistant, spelling, texts, job.settings, job.limits, schedule, back)
 
-        return draft
-
-    def _sampler(self, config: GenerationConfig, seeds: Tensor) -> Sampled:
-        return SpeculativeSampled(config, seeds)
+        # Text that was drawn as other ids has no probability among the model's: its guesses are matched.
+        return Plan(draft, Sampled if assistant.translates else SpeculativeSampled)
 
     def _of_call(self, given: Any) -> Assistant:
         if given is None:
@@ -183,66 +109,83 @@ class Assisted(_Speculative):
         return self._known[1]
 
 
-def build(name: str, request: DecodingRequest) -> PromptLookup | Assisted:
+class EarlyExit(Speculative):
+    """Guesses with the model's own first layers.
+
+    Fields: assistant_early_exit: how many of them; num_assistant_tokens (20), num_assistant_tokens_schedule and
+    assistant_confidence_threshold (0.4): see `Schedule`.
+
+    Args:
+        layers: for calls that do not say it.
+    """
+
+    name = "early-exit"
+    fields = Speculative.fields | GUESSING | {"assistant_early_exit"}
+    #: Makes the draft of a model and a number of layers.
+    cut = staticmethod(first_layers)
+
+    def __init__(self, request: DecodingRequest, layers: int | None = None) -> None:
+        super().__init__(request)
+        self.layers = layers
+
+    def read(self, config: GenerationConfig, model: Any) -> Plan:
+        """See `Speculative.read`."""
+        count, schedule = self._layers(config), _schedule(config)
+        draft = self.cut(model, count)
+
+        def guess(job: Job) -> Proposer:
+            return SelfDraft(draft, job.passes.cache, _chooses(job, schedule), schedule, len(job.limits))
+
+        return Plan(guess, SpeculativeSampled)
+
+    def _layers(self, config: GenerationConfig) -> int:
+        name = "assistant_early_exit"
+        if self.layers is None and config.extra.get(name) is None:
+            raise InputError(
+                "it is not said after how many layers to guess.", why="a model's first layers guess for all of them.",
+                fix=f"Pass {name}=…, or say it when loading: options={{'decoding': {{'{name}': …}}}}.", argument=name,
+            )  # fmt: skip
+        return _whole(config, name, self.layers or 1)
+
+
+Strategy = PromptLookup | Assisted | EarlyExit
+#: Options when loading, by strategy.
+_OPTIONS = {
+    PromptLookup.name: frozenset({"token_price"}), Assisted.name: frozenset({"assistant"}),
+    EarlyExit.name: frozenset({"assistant_early_exit"}),
+}  # fmt: skip
+
+
+def build(name: str, request: DecodingRequest) -> Strategy:
     """The strategy of this name. Raises UnsupportedRequestError for a variant and for options that it does not know."""
     options = dict(request.options)
-    known = {"assistant"} if name == Assisted.name else set()
-    reasons = [f"option {option!r} is not known" for option in options if option not in known]
+    reasons = [f"option {option!r} is not known" for option in options if option not in _OPTIONS[name]]
     if request.variant is not None:
         reasons.insert(0, f"variant {request.variant!r} is not known")
+    price, layers = options.get("token_price"), options.get("assistant_early_exit")
+    if price is not None and (isinstance(price, bool) or not isinstance(price, int | float) or not price >= 0):
+        reasons.append(f"option 'token_price' is {price!r}, not a number >= 0")
+    if layers is not None and (type(layers) is not int or layers < 1):
+        reasons.append(f"option 'assistant_early_exit' is {layers!r}, not an integer >= 1")
     if reasons:
-        raise refused(name, reasons, f'Write decoding="{name}"; settings are arguments of the call.')
+        raise refused(
+            name, reasons,
+            f'Write decoding="{name}"; its options: {", ".join(sorted(_OPTIONS[name]))}. The rest is said in a call.',
+        )  # fmt: skip
     if name == PromptLookup.name:
-        return PromptLookup(request)
+        return PromptLookup(request, price)
+    if name == EarlyExit.name:
+        return EarlyExit(request, layers)
     named = options.get("assistant")
     return Assisted(request, load_assistant(named, request) if "assistant" in options else None)
 
 
-def _feed(
-    model: Any, prompt: Prompt, settings: Settings, limits: Sequence[int], model_kwargs: dict[str, Any], name: str,
-    choose: Chooser,
-) -> CachedFeed:  # fmt: skip
-    """What runs the prompt, with a cache that has room for holes. limits: of all rows, copies included."""
-    extra = further_arguments(model_kwargs)
-    given = model_kwargs.get("past_key_values")
-    if model_kwargs.get("use_cache") is False:
-        raise InputError("use_cache=False cannot be combined with speculation.",
-                         why="guesses are run behind what a cache holds, and taken back from it.",
-                         fix='Leave use_cache out, or name decoding="greedy" or "sampling".',
-                         argument="use_cache")  # fmt: skip
-    if others := sorted(set(extra) - {"position_ids"}):
-        raise InputError(
-            f"{', '.join(others)} cannot be combined with speculation.",
-            why="a pass runs several tokens of each row, some of which never count.",
-            fix='Leave it out, or name decoding="greedy" or "sampling".', argument=others[0],
-        )  # fmt: skip
-    room = prompt.width + max(limits)
-    # In the worst case every kept cell holds a token of one row only. Tokens that are drawn against a guess depend on
-    # where it ends, so nothing of other rows may cut it short: then there is room for that case. Otherwise rows share
-    # as many cells as they need, and as many again; `Run.room` shortens guesses once these are used up.
-    holes = sum(limits) - max(limits)
-    if not isinstance(choose, SpeculativeSampled) and given is None:
-        holes = min(holes, max(limits))
-    if given is None or isinstance(choose, SpeculativeSampled):
-        room += holes
-    cache = given
-    if given is not None and len(limits) > 1:
-        _check_alignable(given)
-    feed = CachedFeed(model, prompt, settings, room=room, given=cache, extra=extra)
-    check_rollback(feed.cache, "model", name)
-    return feed
-
-
-def _check_alignable(cache: Any) -> None:
-    """Can a caller's cache of several rows be left without the holes that speculation makes?"""
-    kinds = sorted({slot.kind for slot in cache.slots} - {"kv", "latent", "cross", "shared"})
-    if kinds or "crop" not in cache.operations:
-        raise InputError(
-            f"the given cache ({cache.layout}) of several rows cannot be used by speculation.",
-            why="rows that go ahead by different numbers of tokens leave holes, and to close them it must go back to "
-            f"the end of the prompt; slots of kind {', '.join(kinds) or '?'} cannot.",
-            fix="Pass one row at a time, or leave past_key_values out.", argument="past_key_values",
-        )  # fmt: skip
+def _chooses(job: Job, schedule: Schedule) -> Chooses:
+    assert isinstance(job.choose, Greedy | SpeculativeSampled)
+    return Chooses(
+        job.choose, job.process, job.shape, job.texts, frozenset(job.settings.eos), schedule.confidence,
+        job.prompt.ids.device,
+    )  # fmt: skip
 
 
 def _real_tokens(prompt: Prompt) -> list[list[int]]:

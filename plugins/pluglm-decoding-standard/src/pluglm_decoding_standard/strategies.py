@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
+from pluglm_decoding_blocks.criteria import call_criteria
 from pluglm_decoding_blocks.draw import draw
 from pluglm_decoding_blocks.failures import no_token, not_honoured, refused
 from pluglm_decoding_blocks.feed import make_feed
@@ -13,7 +15,16 @@ from pluglm_decoding_blocks.loop import Choose, Job, run
 from pluglm_decoding_blocks.processors import Processors, known_best
 from pluglm_decoding_blocks.prompt import Prompt, read_prompt
 from pluglm_decoding_blocks.rng import Uniforms, call_seeds, uniforms
-from pluglm_decoding_blocks.settings import COMMON_FIELDS, read_settings
+from pluglm_decoding_blocks.settings import (
+    COMMON_FIELDS,
+    GUIDANCE_FIELDS,
+    OUTPUT_FIELDS,
+    SAMPLING_FIELDS,
+    WATERMARK_FIELDS,
+    Settings,
+    read_settings,
+)
+from pluglm_decoding_blocks.source import encoder_source
 from pluglm_decoding_blocks.warpers import Warpers
 from torch import Tensor
 
@@ -25,13 +36,17 @@ from pluglm.contracts import (
     StoppingCriterion,
     Streamer,
 )
+from pluglm_decoding_standard.guidance import make_guidance
+
+#: Fields that need a call's whole text or a second pass of the model, neither of which an engine's `select` is given.
+_CALLS_ONLY = GUIDANCE_FIELDS | WATERMARK_FIELDS
 
 
 class _Standard:
     """What both strategies share: reading the call, and the checks of an engine's rows."""
 
     name: str
-    fields: frozenset[str] = COMMON_FIELDS
+    fields: frozenset[str] = COMMON_FIELDS | OUTPUT_FIELDS | GUIDANCE_FIELDS | WATERMARK_FIELDS
     needs: frozenset[str] = frozenset()
 
     def __init__(self, request: DecodingRequest) -> None:
@@ -53,32 +68,55 @@ class _Standard:
         config = generation_config or GenerationConfig()
         try:
             with torch.no_grad():
-                settings = read_settings(
-                    config, self.name, self.fields, vocab_size=self._request.vocab_size, decode=self._request.decode
-                )
-                self._check(config)
+                criteria = call_criteria(config, stopping_criteria)  # its time begins now
+                settings = self._settings(config, model_kwargs)
                 prompt = read_prompt(
                     input_ids, model_kwargs.pop("attention_mask", None), bos=settings.bos,
                     vocab_size=self._request.vocab_size,
                 )  # fmt: skip
-                limits = settings.limits(prompt.lengths)
-                feed = make_feed(model, prompt, settings, prompt.width + max(limits), model_kwargs)
-                prompt = prompt.repeated(settings.copies)
-                process = Processors(
-                    config, logits_processor, prompt_length=prompt.width, mask=prompt.mask, device=prompt.ids.device
+                return run(
+                    self._job(model, prompt, config, settings, logits_processor, criteria, streamer, model_kwargs)
                 )
-                choose = self._chooser(config, prompt, process)
-                job = Job(
-                    settings, prompt, settings.limits(prompt.lengths), feed, choose, tuple(stopping_criteria or ()),
-                    streamer, self._request.decode,
-                )  # fmt: skip
-                return run(job)
         finally:
             if streamer is not None:
                 streamer.end()
 
+    def _settings(self, config: GenerationConfig, model_kwargs: dict[str, Any]) -> Settings:
+        """The call's settings, checked; hidden states may be asked for by either way in."""
+        request = self._request
+        settings = read_settings(config, self.name, self.fields, vocab_size=request.vocab_size, decode=request.decode)
+        self._check(config)
+        if settings.hidden_states or model_kwargs.get("output_hidden_states"):
+            settings = replace(settings, hidden_states=True)
+            model_kwargs["output_hidden_states"] = True
+        return settings
+
+    def _job(
+        self, model: Any, prompt: Prompt, config: GenerationConfig, settings: Settings,
+        processors: Sequence[LogitsProcessor] | None, criteria: Sequence[StoppingCriterion], streamer: Streamer | None,
+        model_kwargs: Mapping[str, Any],
+    ) -> Job:  # fmt: skip
+        """Everything that a call needs to run, built. prompt: one row a prompt."""
+        limits, vocab_size = settings.limits(prompt.lengths), self._request.vocab_size
+        feed = make_feed(model, prompt, settings, prompt.width + max(limits), model_kwargs)
+        guidance = make_guidance(config, model, prompt, settings, limits, model_kwargs, vocab_size=vocab_size)
+        rows = prompt.repeated(settings.copies)
+        device = rows.ids.device
+        process = Processors(
+            config, processors, prompt_length=rows.width, mask=rows.mask, device=device, source=encoder_source(model),
+            warpers=self._warpers([config], device), guidance=guidance,
+        )  # fmt: skip
+        choose = self._chooser(config, rows, process)
+        return Job(
+            settings, rows, settings.limits(rows.lengths), feed, choose, criteria, streamer, self._request.decode
+        )
+
     def _check(self, config: GenerationConfig) -> None:
         """Refuse what only this strategy refuses."""
+
+    def _warpers(self, configs: Sequence[GenerationConfig], device: torch.device) -> Warpers | None:
+        """What reshapes the distribution, of a strategy that draws."""
+        return None
 
     def _chooser(self, config: GenerationConfig, prompt: Prompt, process: Processors) -> Choose:
         raise NotImplementedError
@@ -89,8 +127,8 @@ class _Standard:
             return False
         for config in configs:
             said = config.set_fields()
-            if set(said) - self.fields:
-                raise not_honoured(self.name, said, self.fields)
+            if set(said) - (self.fields - _CALLS_ONLY):
+                raise not_honoured(self.name, said, self.fields - _CALLS_ONLY)
         self._checked = tuple(configs)
         return True
 
@@ -125,26 +163,27 @@ class Greedy(_Standard):
 
 
 class Sampling(_Standard):
-    """A draw from the model's distribution, reshaped by temperature, top-k, top-p and min-p; each is off by default.
+    """A draw from the model's distribution, reshaped by the fields of `Warpers`; each is off by default.
 
     The draw for new token i of a row depends on the row's seed, i and its scores alone.
     """
 
     name = "sampling"
-    fields = COMMON_FIELDS | {"temperature", "top_k", "top_p", "min_p"}
+    fields = _Standard.fields | SAMPLING_FIELDS
 
     def __init__(self, request: DecodingRequest) -> None:
         super().__init__(request)
         self._warp: Warpers | None = None
 
+    def _warpers(self, configs: Sequence[GenerationConfig], device: torch.device) -> Warpers | None:
+        return Warpers(configs, device)
+
     def _chooser(self, config: GenerationConfig, prompt: Prompt, process: Processors) -> Choose:
-        rows, device = prompt.ids.shape[0], prompt.ids.device
-        numbers = Uniforms(call_seeds(config.seed, rows, device))
-        warp = Warpers([config], device)
+        numbers = Uniforms(call_seeds(config.seed, prompt.ids.shape[0], prompt.ids.device))
 
         def choose(logits: Tensor, sequences: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
             scores, raw = process(sequences, logits)
-            scores = warp(scores.float())
+            scores = scores.float()
             return draw(scores, numbers.at(count)), known_best(scores.amax(-1), raw), scores
 
         return choose

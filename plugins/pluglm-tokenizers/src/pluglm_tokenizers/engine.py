@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Sequence
 
@@ -10,6 +11,7 @@ from tokenizers import AddedToken, Encoding, Tokenizer
 from pluglm.errors import InputError, PluglmError
 from pluglm_tokenizers.fence import fenced
 from pluglm_tokenizers.files import TOKENIZER, TokenizerFiles, wrong
+from pluglm_tokenizers.token_bytes import token_bytes
 
 
 class Engine:
@@ -85,6 +87,14 @@ class Engine:
         with fenced(_bad_ids):
             decoded: str = self._plain.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
             return decoded
+
+    def token_bytes(self) -> tuple[bytes | None, ...]:
+        """[vocab_size] what each id adds to a text; None: a control token, or an id without a token."""
+        with fenced(_bad_ids):
+            special = self.special_ids
+            tokens = [None if i in special else self._plain.id_to_token(i) for i in range(self.vocab_size)]
+            decoder = json.loads(self._plain.to_str())["decoder"]
+        return token_bytes(decoder, tokens)
 
     def ends(self) -> tuple[list[int], list[int]]:
         """The ids that the file's post-processor puts before and after a text."""

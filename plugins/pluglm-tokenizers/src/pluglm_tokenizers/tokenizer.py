@@ -43,6 +43,7 @@ class JsonTokenizer:
         )
         self._prefix, self._suffix = self._ends()
         self.chat_template: str | None = files.templates.get("default")
+        self._bytes: tuple[bytes | None, ...] | None = None
         self._control = ControlTexts(self._engine.special_texts)
         self._chat = ChatTemplates(files.templates, files.roles, str(files.folder))
 
@@ -60,6 +61,12 @@ class JsonTokenizer:
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of ids. Ids that have no token (rows that pad the embedding) have no text."""
         return self._engine.text(token_ids, skip_special_tokens=skip_special_tokens)
+
+    def token_bytes(self) -> Sequence[bytes | None]:
+        """What each id adds to a text. See `pluglm.contracts.Tokenizer`; `token_bytes.py` says when it is refused."""
+        if self._bytes is None:  # made twice if two threads ask at once, and the same
+            self._bytes = self._engine.token_bytes()
+        return self._bytes
 
     def apply_chat_template(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
