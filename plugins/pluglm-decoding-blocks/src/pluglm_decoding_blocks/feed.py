@@ -20,13 +20,20 @@ class Feed(Protocol):
     #: Of the last pass, where output_hidden_states was asked for: L + 1 tensors [R, T, C]; T: the prompt's cells that
     #: were fed, then 1.
     hidden_states: tuple[Tensor, ...] | None
+    #: Whether `step` reads more of the sequences than the last token.
+    rereads: bool
 
     def prefill(self) -> Tensor:
         """[R, V] after the prompt; R is B times the copies."""
         ...
 
     def step(self, sequences: Tensor, padded: Tensor | None) -> Tensor:
-        """[R, V] after one more token. sequences: [R, S] with it. padded: [R] bool, rows whose token is padding."""
+        """[R, V] after one more token.
+
+        Args:
+            sequences: [R, S] with it; [R, 1], it alone, where the feed does not reread. padded: [R] bool, rows whose
+                token is padding.
+        """
         ...
 
     def can_take_back(self) -> bool:
@@ -67,6 +74,8 @@ class CachedFeed:
         room: cells that prompt and new tokens need. given: the caller's cache, or None to make one.
         extra: further keyword arguments of every forward call.
     """
+
+    rereads = False
 
     def __init__(
         self, model: Any, prompt: Prompt, settings: Settings, *, room: int, given: Cache | None,
@@ -142,7 +151,7 @@ class CachedFeed:
 
     def step(self, sequences: Tensor, padded: Tensor | None) -> Tensor:
         """Feed the last token. In a caller's cache, padding of ended rows becomes a hole: they can go on later."""
-        tokens = sequences[:, -1:]
+        tokens = sequences if sequences.shape[1] == 1 else sequences[:, -1:]
         positions = None
         if padded is not None and self.given and len(tokens) > 1:
             positions = torch.where(padded[:, None], -1, self.cache.next_positions(1))  # [R, 1]
@@ -161,6 +170,8 @@ class CachedFeed:
 
 class RecomputingFeed:
     """Without a cache: the whole sequence again for every token. For models that keep nothing, and for tests."""
+
+    rereads = True
 
     def __init__(self, model: Any, prompt: Prompt, settings: Settings, *, room: int, extra: Mapping[str, Any]) -> None:
         for name, unusable in (("prefill_chunk_size", settings.chunk), ("position_ids", extra.get("position_ids"))):

@@ -28,6 +28,7 @@ class Job:
         prompt: one row a sequence to be made (copies included). limits: new tokens of each row at most.
         choose: makes a token of each row's logits. criteria: the caller's.
         decode: for stop strings.
+        looks_back: whether `choose` reads the sequences. Cutting them out for nothing is a good part of a step's cost.
     """
 
     settings: Settings
@@ -38,6 +39,7 @@ class Job:
     criteria: Sequence[StoppingCriterion]
     streamer: Streamer | None
     decode: Callable[[Sequence[int]], str] | None
+    looks_back: bool = True
 
 
 def run(job: Job) -> GenerationOutput:
@@ -49,24 +51,36 @@ def run(job: Job) -> GenerationOutput:
     sequences[:, :S] = job.prompt.ids
     logprobs = _Logprobs(len(job.limits), most, device) if job.settings.logprobs else None
     outputs = Outputs(job.settings)
+    looks_back, rereads = job.looks_back, job.feed.rereads
+    # Where nobody reads the sequences before the end, they are put together then.
+    written, made = looks_back or rereads or bool(job.criteria), []
+    text = job.prompt.ids
     logits = job.feed.prefill() if most else None
     for count in range(most):
         assert logits is not None
         end = S + count + 1
-        tokens, best, scores = job.choose(logits, sequences[:, : end - 1], count)
+        if looks_back:
+            text = sequences[:, : end - 1]
+        tokens, best, scores = job.choose(logits, text, count)
         padded = rows.ended  # rows that ended before this token
         if padded is not None:
             tokens = tokens.masked_fill(padded, job.settings.pad)
-        sequences[:, end - 1] = tokens
+        if written:
+            sequences[:, end - 1] = tokens
+        else:
+            made.append(tokens)
         if logprobs is not None:
             logprobs.record(logits, tokens, count)
         outputs.record(logits, scores, job.feed.hidden_states)
-        rows.record(tokens, best, _done(job.criteria, sequences[:, :end], scores))
+        done = _done(job.criteria, sequences[:, :end], scores) if job.criteria else None
+        rows.record(tokens, best, done)
         if job.streamer is not None:
             job.streamer.put(tokens if padded is None else tokens.masked_fill(padded, -1))
         if rows.finished() or count + 1 == most:
             break
-        logits = job.feed.step(sequences[:, :end], padded)
+        logits = job.feed.step(sequences[:, :end] if rereads else tokens[:, None], padded)
+    if made:
+        sequences[:, S : S + len(made)] = torch.stack(made, dim=1)
     counts, reasons = rows.result()
     width = S + max(counts)
     job.feed.finish(width - 1)

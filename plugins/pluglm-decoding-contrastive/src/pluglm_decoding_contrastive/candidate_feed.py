@@ -34,6 +34,8 @@ class CandidateFeed:
         count: candidates of each text, K. room: cells that prompt and new tokens need.
     """
 
+    rereads = False  # `attempt` has run the candidates
+
     def __init__(
         self, model: Any, prompt: Prompt, settings: Settings, count: int, room: int, model_kwargs: Mapping[str, Any]
     ) -> None:

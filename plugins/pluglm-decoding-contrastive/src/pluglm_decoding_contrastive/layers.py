@@ -63,7 +63,7 @@ class LayerFeed:
         self._feed, self._vocab_size = feed, vocab_size
         self.inner: Tensor
         self.hidden_states: tuple[Tensor, ...] | None = None
-        self.can_take_back, self.finish = feed.can_take_back, feed.finish
+        self.can_take_back, self.finish, self.rereads = feed.can_take_back, feed.finish, feed.rereads
 
     def prefill(self) -> Tensor:
         """[R, V] of the last layer, after the prompt."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from pluglm_decoding_blocks.criteria import call_criteria
+from pluglm_decoding_blocks.best import most_likely
 from pluglm_decoding_blocks.draw import draw
 from pluglm_decoding_blocks.failures import no_token, not_honoured, refused
 from pluglm_decoding_blocks.feed import make_feed
@@ -108,8 +109,9 @@ class _Standard:
         )  # fmt: skip
         choose = self._chooser(config, rows, process)
         return Job(
-            settings, rows, settings.limits(rows.lengths), feed, choose, criteria, streamer, self._request.decode
-        )
+            settings, rows, settings.limits(rows.lengths), feed, choose, criteria, streamer, self._request.decode,
+            looks_back=not process.idle,
+        )  # fmt: skip
 
     def _check(self, config: GenerationConfig) -> None:
         """Refuse what only this strategy refuses."""
@@ -149,7 +151,7 @@ class Greedy(_Standard):
     def _chooser(self, config: GenerationConfig, prompt: Prompt, process: Processors) -> Choose:
         def choose(logits: Tensor, sequences: Tensor, _: int) -> tuple[Tensor, Tensor, Tensor]:
             scores, raw = process(sequences, logits)
-            best, tokens = scores.max(-1)
+            best, tokens = most_likely(scores)
             return tokens, known_best(best, raw), scores
 
         return choose
@@ -157,7 +159,7 @@ class Greedy(_Standard):
     def select(self, logits: Tensor, configs: Sequence[GenerationConfig], seeds: Tensor, positions: Tensor) -> Tensor:
         """One token for each row of an engine's batch; see `TokenSelector`."""
         self._new_rows(configs)
-        best, tokens = logits.max(-1)
+        best, tokens = most_likely(logits)
         _require_finite(best, positions)
         return tokens
 
