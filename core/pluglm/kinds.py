@@ -41,7 +41,7 @@ KINDS: dict[str, Kind] = {
              "keeps keys, values and states between forward passes"),
         Kind("quantizer", "pluglm.quantizers", ("pluglm_build_quantizer",), "1.0",
              "replaces linear layers by smaller ones"),
-        Kind("decoding", "pluglm.decoding", ("pluglm_build_decoding",), "1.2",
+        Kind("decoding", "pluglm.decoding", ("pluglm_build_decoding",), "1.3",
              "chooses the next tokens"),
         Kind("kernel", "pluglm.kernels", ("pluglm_load_kernel",), "1.0",
              "computes one operation faster than its reference"),

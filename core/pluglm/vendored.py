@@ -176,16 +176,21 @@ def vendored_name(directory: str | Path) -> str:
 
 def installed_recipes() -> dict[str, Mapping[str, Any]]:
     """Provider id → what its recipe.json says, for each installed recipe. Imports no plugin."""
+    return installed_records("decoding", RECORD)
+
+
+def installed_records(kind: str, record_name: str) -> dict[str, Mapping[str, Any]]:
+    """Provider id → what its record says, for each installed provider of a kind that has one. Imports no plugin."""
     from pluglm.discovery import discover
 
     found: dict[str, Mapping[str, Any]] = {}
     for provider in discover(paths=sys.path).providers:
-        if provider.kind == "decoding" and provider.manifest_path is not None:
-            path = os.path.join(os.path.dirname(provider.manifest_path), RECORD)  # noqa: PTH118, PTH120 - as discovery
+        if provider.kind == kind and provider.manifest_path is not None:
+            path = os.path.join(os.path.dirname(provider.manifest_path), record_name)  # noqa: PTH118, PTH120 - as discovery
             try:
                 record = json.loads(read_file(path)[0])
             except (OSError, MalformedError, ValueError, RecursionError):
-                continue  # most strategies are no recipes; a damaged one is refused when it is built
+                continue  # most providers were not vendored; a damaged one is refused when it is built
             if isinstance(record, dict):
                 found[provider.id] = record
     return found

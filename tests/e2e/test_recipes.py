@@ -490,6 +490,41 @@ def test_a_conversation_goes_on_in_a_given_cache(lm: pluglm.LanguageModel) -> No
     assert second == lm.complete(text, max_new_tokens=4)
 
 
+@pytest.mark.parametrize("cache", ["static", "quantized", "hybrid", "paged"])
+def test_a_callable_runs_on_every_layout(cache: str, folder: Path) -> None:
+    from pluglm_hf.recipes.stock import sample
+
+    model = pluglm.load(folder, cache=cache)
+    prompts = [[5, 9, 33, 60, 17], [8, 9]]
+    wanted = model.complete(prompts, max_new_tokens=7)
+    assert model.complete(prompts, max_new_tokens=7, custom_generate=sample) == wanted
+
+
+def test_recipes_and_callables_run_on_the_familiar_face(folder: Path, lm: pluglm.LanguageModel) -> None:
+    from pluglm_hf import AutoModelForCausalLM, DynamicCache
+    from pluglm_hf.recipes.stock import sample
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert model.generate(PROMPT, custom_generate=sample, max_new_tokens=9)[0, 6:].tolist() == greedy(lm, PROMPT)
+    assert model.generate(PROMPT, custom_generate=sample, max_new_tokens=9, past_key_values=DynamicCache())[
+        0, 6:
+    ].tolist() == greedy(lm, PROMPT)
+    for name in ("greedy_padding", "old_loop"):
+        found = run_recipe(recipe(name).function, model, PROMPT, max_new_tokens=9)
+        assert found[0, 6:].tolist() == greedy(lm, PROMPT)
+    drawn = [
+        model.generate(PROMPT, custom_generate=sample, max_new_tokens=9, do_sample=True, temperature=2.0, seed=seed)
+        for seed in (4, 4, 5)
+    ]
+    assert drawn[0].tolist() == drawn[1].tolist() != drawn[2].tolist()
+
+    def asks_the_model(model: Any, **kwargs: Any) -> Any:
+        return model.generate(**kwargs)
+
+    kept = run_recipe(asks_the_model, model, input_ids=PROMPT, max_new_tokens=9)
+    assert kept[0, 6:].tolist() == greedy(lm, PROMPT)
+
+
 def test_a_recipe_that_cannot_be_told_of_padding_is_refused_for_ragged_prompts(lm: pluglm.LanguageModel) -> None:
     def narrow(model: Any, input_ids: Tensor, generation_config: Any = None) -> Tensor:
         return input_ids

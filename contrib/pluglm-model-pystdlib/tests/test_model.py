@@ -18,9 +18,10 @@ def lm() -> pluglm.LanguageModel:
     return pluglm.load("pystdlib", dtype="float32")
 
 
-def test_the_source_answers_to_its_own_name_only() -> None:
+def test_the_source_answers_to_its_own_names_only() -> None:
     source = pluglm_build_source(SourceRequest("pystdlib"))
     assert source.resolve(SourceRequest("pystdlib")) == CHECKPOINT
+    assert source.resolve(SourceRequest("pystdlib-draft")) == CHECKPOINT.parent / "draft"
     assert source.resolve(SourceRequest("org/repo")) is None
     with pytest.raises(
         pluglm.InputError, match=r"no revision 'v2'[\s\S]*part of this package[\s\S]*Leave revision out"
@@ -32,6 +33,13 @@ def test_the_weights_are_small_enough_to_ship() -> None:
     files = [path for path in CHECKPOINT.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 40_000_000
     assert {path.suffix for path in files} <= {".json", ".safetensors"}
+
+
+def test_the_draft_model_is_small_and_has_the_tokenizer_of_the_model() -> None:
+    draft = CHECKPOINT.parent / "draft"
+    assert (draft / "model.safetensors").stat().st_size < 2_000_000
+    assert (draft / "tokenizer.json").read_bytes() == (CHECKPOINT / "tokenizer.json").read_bytes()
+    assert pluglm.load("pystdlib-draft", dtype="float32").generate("def read", max_new_tokens=2)
 
 
 def test_every_part_of_the_work_came_from_a_plugin(lm: pluglm.LanguageModel) -> None:

@@ -15,6 +15,7 @@ from pluglm_model_pystdlib.muon import Muon, orthogonalise
 from pluglm_model_pystdlib.train import fit, learning_rate
 
 import pluglm
+from pluglm.registry import Registry
 
 
 @pytest.fixture
@@ -75,13 +76,34 @@ def test_a_few_steps_lead_from_a_folder_of_source_to_a_checkpoint_that_loads(lib
         "vocab_size": 320, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
         "num_key_value_heads": 1, "head_dim": 16, "max_position_embeddings": 64,
     }  # fmt: skip
-    fit(argparse.Namespace(
-        corpus=tmp_path / "corpus", out=tmp_path / "run", shape=json.dumps(shape), steps=30, batch=4, micro_batch=2,
-        length=32, lr=1e-2, weight_decay=0.1, warmup=3, decay=0.4, time_limit_s=float("inf"), compile=False, seed=3,
-        log_every=29,
-    ))  # fmt: skip
+    said = {
+        "corpus": tmp_path / "corpus", "out": tmp_path / "run", "shape": json.dumps(shape), "steps": 30, "batch": 4,
+        "micro_batch": 2, "length": 32, "lr": 1e-2, "weight_decay": 0.1, "warmup": 3, "decay": 0.4,
+        "time_limit_s": float("inf"), "compile": False, "seed": 3, "log_every": 29, "embed_from": None,
+        "start_from": None, "teacher": None,
+    }  # fmt: skip
+    fit(argparse.Namespace(**said))
     log = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))["log"]
     assert log[-1]["loss"] < log[0]["loss"] - 0.5
     folder = export(tmp_path / "run", tmp_path / "corpus", tmp_path / "package")
     lm = pluglm.load(folder, dtype="float32")
     assert isinstance(lm.generate("def alpha", max_new_tokens=4), str)
+
+    # And on to a draft model, with the same tokenizer: its token vectors and its targets are those of the first one.
+    prepare(tmp_path / "again", vocab_size=999, root=library, like=folder / "tokenizer.json")
+    for name in ("tokenizer.json", "train.bin"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "corpus" / name).read_bytes()
+    small = json.dumps({**shape, "hidden_size": 16, "head_dim": 8, "intermediate_size": 24, "num_hidden_layers": 1})
+    fit(argparse.Namespace(**{**said, "shape": small, "out": tmp_path / "1", "embed_from": folder}))
+    first = export(tmp_path / "1", tmp_path / "corpus", tmp_path / "draft", draft=True)
+    fit(argparse.Namespace(
+        **{**said, "shape": small, "out": tmp_path / "2", "start_from": first, "teacher": folder, "lr": 1e-3}
+    ))  # fmt: skip
+    log = json.loads((tmp_path / "2" / "run.json").read_text(encoding="utf-8"))["log"]
+    assert log[-1]["loss"] < 6
+    second = export(tmp_path / "2", tmp_path / "corpus", tmp_path / "package", draft=True)
+    record = json.loads((second / "training.json").read_text(encoding="utf-8"))
+    assert (record["start_from"], record["teacher"], record["embed_from"]) == ("draft", "checkpoint", None)
+    said = {"decoding": "assisted", "assistant_model": pluglm.load(second, dtype="float32"), "max_new_tokens": 4}
+    if "assisted" in {provider.name for provider in Registry.installed().of("decoding")}:
+        assert lm.generate("def alpha", **said) == lm.generate("def alpha", max_new_tokens=4)

@@ -50,17 +50,22 @@ def test_nothing_is_guessed_behind_an_end_token_or_without_room() -> None:
     assert lookup.propose({0: 0}) == {}
 
 
-def test_a_guess_is_as_long_as_the_price_of_its_cells_allows() -> None:
+def running() -> Luck:
+    """A row that is copying, and goes on so four times in five."""
     lucky = Luck()
-    lucky.running = True
+    lucky.running, lucky.goes_on = True, 0.8
+    return lucky
+
+
+def test_a_guess_is_as_long_as_the_price_of_its_cells_allows() -> None:
+    lucky = running()
     guess = {0: [4] * 10}
     assert [reach(guess, [lucky], price, [0]) for price in (0.0, 0.01, 0.05, 0.3, 1.0)] == [10, 10, 8, 4, 2]
-    assert [reach(guess, [Luck()], price, [0]) for price in (0.0, 0.01, 0.05, 0.3)] == [10, 10, 7, 1]
+    assert [reach(guess, [Luck()], price, [0]) for price in (0.0, 0.01, 0.05, 0.3)] == [10, 6, 3, 0]
 
 
 def test_a_guess_of_one_row_is_paid_for_by_all_rows() -> None:
-    lucky = Luck()
-    lucky.running = True
+    lucky = running()
     assert reach({0: [4] * 10}, [lucky], 0.03, [0]) > 5
     assert reach({0: [4] * 10}, [lucky, *(Luck() for _ in range(7))], 0.03, range(8)) == 0
     assert reach({row: [4] * 10 for row in range(8)}, [lucky] * 8, 0.03, range(8)) > 3
@@ -68,8 +73,7 @@ def test_a_guess_of_one_row_is_paid_for_by_all_rows() -> None:
 
 def test_only_rows_that_the_batch_waits_for_are_worth_a_price() -> None:
     assert late({0: 30, 2: 40, 3: 33}) == [2, 3]
-    lucky = Luck()
-    lucky.running = True
+    lucky = running()
     rows, guess = [lucky, Luck()], {0: [4] * 10}
     assert reach(guess, rows, 0.03, [0, 1]) > 3
     assert reach(guess, rows, 0.03, [1]) == 0

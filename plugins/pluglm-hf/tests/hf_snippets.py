@@ -92,6 +92,15 @@ def penalties(hf: Any, folders: dict[str, str]) -> Any:
     return [model.generate(**inputs, max_new_tokens=8, **said) for said in tried]
 
 
+def guided_away_from_a_prompt(hf: Any, folders: dict[str, str]) -> Any:
+    tokenizer, model = load(hf, folders)
+    inputs, negative = tokenizer("hello world", return_tensors="pt"), tokenizer("def f", return_tensors="pt")
+    return model.generate(
+        **inputs, guidance_scale=1.7, negative_prompt_ids=negative.input_ids,
+        negative_prompt_attention_mask=negative.attention_mask, max_new_tokens=8,
+    )  # fmt: skip
+
+
 def watermark(hf: Any, folders: dict[str, str]) -> Any:
     tokenizer, model = load(hf, folders)
     inputs = tokenizer("hello world", return_tensors="pt")
@@ -240,6 +249,18 @@ def own_processor_and_criterion(hf: Any, folders: dict[str, str]) -> Any:
     )  # fmt: skip
 
 
+def processors_in_place_of_fields(hf: Any, folders: dict[str, str]) -> Any:
+    tokenizer, model = load(hf, folders)
+    inputs = tokenizer("hello world", return_tensors="pt")
+    own = [hf.RepetitionPenaltyLogitsProcessor(1.9)]
+    return (
+        model.generate(**inputs, logits_processor=own, repetition_penalty=0.4, max_new_tokens=9),
+        model.generate(**inputs, logits_processor=[hf.TopKLogitsWarper(1)], do_sample=True, max_new_tokens=9),
+        model.generate(**inputs, logits_processor=[hf.SuppressTokensLogitsProcessor([82], device="cpu")],
+                       suppress_tokens=[149], max_new_tokens=9),
+    )  # fmt: skip
+
+
 def allowed_tokens(hf: Any, folders: dict[str, str]) -> Any:
     tokenizer, model = load(hf, folders)
     inputs = tokenizer(TEXTS, padding=True, return_tensors="pt")
@@ -302,6 +323,10 @@ def encoder_decoder(hf: Any, folders: dict[str, str]) -> Any:
         model.generate(**inputs, max_new_tokens=8), model.generate(**inputs, num_beams=3, max_new_tokens=8),
         model.generate(**inputs, decoder_input_ids=torch.tensor([[2, 60], [2, 61]]), max_new_tokens=4),
         model.generate(encoder_outputs=encoded, attention_mask=inputs.attention_mask, max_new_tokens=5),
+        model.generate(
+            **inputs, decoder_input_ids=torch.tensor([[60, 61]] * 2), max_new_tokens=4,
+            decoder_attention_mask=torch.ones(2, 2, dtype=torch.long),
+        ),
         torch.stack(out.scores), model.generate(**inputs, max_length=6), model.generate(**inputs, min_length=5, max_length=6),
     )  # fmt: skip
 
@@ -353,8 +378,9 @@ def tokenizing(hf: Any, folders: dict[str, str]) -> Any:
 
 SNIPPETS = [
     greedy, batch_with_left_padding, old_spellings_of_loading, bfloat16, lengths, settings_in_an_object, beams,
-    penalties, watermark, draws_without_chance, assistant, prompt_lookup, static_cache, chat_that_keeps_its_cache,
+    penalties, guided_away_from_a_prompt, watermark, draws_without_chance, assistant, prompt_lookup, static_cache,
+    chat_that_keeps_its_cache,
     prefix_that_is_shared, loop_by_hand, forward_pass, scores_of_the_choices, scores_of_a_search,
-    hidden_states_of_a_step, own_processor_and_criterion, allowed_tokens, stop_strings, streamer_to_the_terminal,
+    hidden_states_of_a_step, own_processor_and_criterion, processors_in_place_of_fields, allowed_tokens, stop_strings, streamer_to_the_terminal,
     streamer_to_another_thread, method_of_ones_own, encoder_decoder, encoder_decoder_passes, pipelines, tokenizing,
 ]  # fmt: skip

@@ -189,10 +189,11 @@ def test_a_streamer_of_text_carries_one_row(llama: Any, tokenizer: Any) -> None:
 
 
 def test_a_failing_call_ends_its_stream(llama: Any, tokenizer: Any) -> None:
-    streamer = hf.TextIteratorStreamer(tokenizer, timeout=5)
-    with pytest.raises(InputError, match="prefill_chunk_size=0 makes no sense"):
-        llama.generate(IDS, streamer=streamer, prefill_chunk_size=0)
-    assert "".join(streamer) in ("", tokenizer.decode(IDS[0]))
+    for wrong in ({"prefill_chunk_size": 0}, {"max_new_token": 3}):
+        streamer = hf.TextIteratorStreamer(tokenizer, timeout=5)
+        with pytest.raises(InputError, match=next(iter(wrong))):
+            llama.generate(IDS, streamer=streamer, **wrong)
+        assert "".join(streamer) in ("", tokenizer.decode(IDS[0]))
 
 
 def test_an_asynchronous_stream(llama: Any, tokenizer: Any) -> None:
@@ -312,3 +313,26 @@ def test_padding_is_hidden_where_nobody_says_so(llama: Any) -> None:
         llama.generate(padded, max_new_tokens=5)[:, 8:].tolist()
         == llama.generate(IDS, max_new_tokens=5)[:, 5:].tolist()
     )
+
+
+def test_stop_strings_of_a_folder_without_a_tokenizer_need_one(
+    folders: dict[str, str], tokenizer: Any, tmp_path: Path
+) -> None:
+    for name in ("config.json", "generation_config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((Path(folders["llama"]) / name).read_bytes())
+    model = hf.AutoModelForCausalLM.from_pretrained(tmp_path)
+    long = model.generate(IDS, max_new_tokens=30)[0, 5:].tolist()
+    stop = next(text for i, text in enumerate(map(tokenizer.decode, long)) if i > 2 and text.isascii() and text.strip())
+    with pytest.raises(InputError, match="stop_strings need a tokenizer.*\n.*\n.*Pass tokenizer=…"):
+        model.generate(IDS, stop_strings=stop)
+    made = model.generate(IDS, stop_strings=stop, tokenizer=tokenizer, max_new_tokens=30)[0, 5:].tolist()
+    assert made == long[: len(made)] and stop in tokenizer.decode(made) and stop not in tokenizer.decode(made[:-1])
+
+
+def test_an_encoder_decoder_refuses_what_only_decoders_have(t5: Any) -> None:
+    with pytest.raises(UnsupportedRequestError, match="counts positions itself"):
+        t5.generate(IDS, position_ids=torch.arange(5)[None])
+    with pytest.raises(InputError, match="encoder_repetition_penalty needs the encoder's input"):
+        t5.generate(encoder_outputs=t5.get_encoder()(IDS), encoder_repetition_penalty=1.3)
+    with pytest.raises(InputError, match="there is no prompt"):
+        t5.generate()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pluglm_hf
@@ -38,3 +39,9 @@ def test_importing_loads_no_torch_and_no_plugin(code: str) -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=100)
     loaded = set(done.stdout.split())
     assert not loaded & {"torch", "transformers", "tokenizers", "pluglm_caches", "huggingface_hub"}
+
+
+def test_no_public_name_is_that_of_a_module() -> None:
+    """Importing the module would put it in the name's place."""
+    rooms = {path.stem for path in Path(pluglm_hf.__file__).parent.iterdir()}
+    assert not rooms & set(pluglm_hf.__all__)

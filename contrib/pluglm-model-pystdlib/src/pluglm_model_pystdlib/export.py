@@ -68,6 +68,7 @@ def export(run: Path, corpus: Path, package: Path, *, draft: bool = False) -> Pa
     if not draft:
         shutil.copy(corpus / "heldout.json", package / "heldout.json")
     record = {k: v for k, v in facts.items() if k not in ("log", "corpus", "out")}
+    record |= {name: Path(record[name]).name for name in ("embed_from", "start_from", "teacher") if record.get(name)}
     record |= {"log": facts["log"], "corpus": json.loads((corpus / "corpus.json").read_text(encoding="utf-8"))}
     (target if draft else package).joinpath("training.json").write_text(
         json.dumps(record, indent=1) + "\n", encoding="utf-8"

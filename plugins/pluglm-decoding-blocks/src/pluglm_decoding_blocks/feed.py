@@ -157,7 +157,7 @@ class CachedFeed:
             positions = torch.where(padded[:, None], -1, self.cache.next_positions(1))  # [R, 1]
         if not self._extra:
             step: Tensor = self._model.step(tokens, self.cache, positions=positions)
-            return step[:, -1]
+            return step.select(1, -1)
         output = self._model(
             input_ids=tokens, attention_mask=None, past_key_values=self.cache, use_cache=True, logits_to_keep=1,
             return_dict=True, **self._extra,

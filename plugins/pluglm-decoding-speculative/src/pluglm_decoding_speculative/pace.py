@@ -20,13 +20,13 @@ from collections.abc import Mapping, Sequence
 PRICES = {"cpu": 0.03}
 ACCELERATED = 0.002
 #: A guess must promise this much more than it costs; what it promises is an estimate.
-MARGIN = 1.05
+MARGIN = 1.15
 #: Rows that have as many tokens more before them than the last one will not be the last to end.
 CLOSE = 8
 #: What is thought of a text that nothing is known of: how often a guess begins right, and how often it goes on so.
-STARTS, GOES_ON = 0.3, 0.8
+STARTS, GOES_ON = 0.2, 0.6
 #: How fast that follows what happens.
-RATE = 0.15
+RATE = 0.1
 
 
 class Luck:

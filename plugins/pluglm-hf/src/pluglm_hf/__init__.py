@@ -14,15 +14,16 @@ from typing import Any
 _ROOMS: dict[str, tuple[str, ...]] = {
     "auto": ("AutoConfig", "AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoTokenizer"),
     "batch_encoding": ("BatchEncoding",),
-    "caches": ("DynamicCache", "EncoderDecoderCache", "QuantizedCache", "StaticCache"),
+    "caches": ("DynamicCache", "QuantizedCache", "StaticCache"),
     "configs": ("CompileConfig", "GenerationConfig"),
     "criteria": (
         "EosTokenCriteria", "MaxLengthCriteria", "MaxTimeCriteria", "StopStringCriteria", "StoppingCriteria",
         "StoppingCriteriaList",
     ),
+    "encoder_decoder_cache": ("EncoderDecoderCache",),
     "model": ("PreTrainedModel",),
     "model_config": ("PretrainedConfig",),
-    "pipeline": ("TextGenerationPipeline", "pipeline"),
+    "pipelines": ("TextGenerationPipeline", "pipeline"),
     "processors": (
         "ExponentialDecayLengthPenalty", "ForcedBOSTokenLogitsProcessor", "ForcedEOSTokenLogitsProcessor",
         "InfNanRemoveLogitsProcessor", "LogitNormalization", "LogitsProcessor", "LogitsProcessorList",

@@ -20,7 +20,7 @@ def run_custom(
     Returns: what it returns.
     Raises: InputError, PluginNotFoundError, RecipeError; what it raises.
     """
-    from pluglm_hf.generate import read_call, run
+    from pluglm_hf.generate import generate
     from pluglm_hf.recipes.handoff import GenerationMixin
     from pluglm_hf.recipes.strategy import RecipeStrategy
     from pluglm_hf.surface import GenerationSurface
@@ -36,7 +36,7 @@ def run_custom(
     strategies = model.language_model._strategies  # of the loaded model: see `layouts`
     strategy = strategies.of(strategies.wanted(None, custom), ())
     if not isinstance(strategy, RecipeStrategy):
-        return run(model, read_call(inputs, named, {**given, "decoding": custom}))
+        return generate(model, inputs, named, {**given, "decoding": custom})
     _refuse_trust(given)
     if inputs is not None and given.get("input_ids") is not None:
         raise InputError("inputs and input_ids both hold the prompt.", fix="Pass one of them.", argument="inputs")

@@ -18,6 +18,7 @@ from pluglm_hf.criteria import MaxTimeCriteria, StopStringCriteria
 from pluglm_hf.fields import DEFAULTS
 from pluglm_hf.processors import PrefixConstrainedLogitsProcessor
 from pluglm_hf.refusals import unknown, unsupported
+from pluglm_hf.replacing import replaced, without
 from pluglm_hf.results import answer
 from pluglm_hf.settings import Said, merged, strategy_of, strategy_settings
 from pluglm_hf.source import Decoder, decoder_of
@@ -49,7 +50,6 @@ class Call:
     stopping_criteria: Sequence[Any] | None = None
     prefix_allowed_tokens_fn: Callable[[int, Tensor], Sequence[int]] | None = None
     assistant_model: Any = None
-    streamer: Any = None
     negative: dict[str, Any] = field(default_factory=dict)
     further: dict[str, Any] = field(default_factory=dict)
 
@@ -76,7 +76,7 @@ def read_call(inputs: Any, named: Mapping[str, Any], arguments: Mapping[str, Any
     call = Call(
         {k: given[k] for k in INPUTS if given.get(k) is not None}, {k: given[k] for k in given if k in DEFAULTS},
         config, named.get("logits_processor"), named.get("stopping_criteria"), named.get("prefix_allowed_tokens_fn"),
-        named.get("assistant_model"), named.get("streamer"),
+        named.get("assistant_model"),
         {k: named[k] for k in ("negative_prompt_ids", "negative_prompt_attention_mask") if named.get(k) is not None},
         {k: given[k] for k in FURTHER if given.get(k) is not None},
     )  # fmt: skip
@@ -92,8 +92,20 @@ def read_call(inputs: Any, named: Mapping[str, Any], arguments: Mapping[str, Any
     return call
 
 
-def run(model: HFModel, call: Call) -> Any:
-    """Generate. Returns sequences [R, S], or an output with names."""
+def generate(model: HFModel, inputs: Any, named: Mapping[str, Any], arguments: Mapping[str, Any]) -> Any:
+    """Generate. Returns sequences [R, S], or an output with names. Whatever happens, a streamer is told the end.
+
+    Args: of `HFModel.generate`, those that its signature names in `named`.
+    """
+    streamer = None if named.get("streamer") is None else _Streamed(named["streamer"])
+    try:
+        return _run(model, read_call(inputs, named, arguments), streamer)
+    finally:
+        if streamer is not None:
+            streamer.end()
+
+
+def _run(model: HFModel, call: Call, streamer: _Streamed | None) -> Any:
     said = merged(model.generation_config, call.generation_config, call.fields)
     decoder = decoder_of(model, said, call.inputs)
     named = call.further.get("decoding") or strategy_of(said, assisted=call.assistant_model is not None)
@@ -107,24 +119,22 @@ def run(model: HFModel, call: Call) -> Any:
     if (seed := _seed(said, call.further.get("generator"))) is not None:
         more["seed"] = seed
     config = limited(config.updated(**more), decoder.longest, decoder.limit)
+    config, processors = replaced(config, _processors(said, call, strategy.fields))
     criteria = _criteria(said, call, model)
     if model.language_model.tokenizer is None and config.stop_strings:
-        config = _without_stops(config)
+        config = without(config, "stop_strings")
     arguments = _model_arguments(said, decoder, config.max_new_tokens or 0, named)
-    streamer = None if call.streamer is None else _Streamed(call.streamer)
     if streamer is not None:
         streamer.prompt(decoder.ids)
     try:
         with torch.no_grad():
             output = strategy(
-                decoder.model, decoder.ids, logits_processor=_processors(said, call, strategy.fields),
+                decoder.model, decoder.ids, logits_processor=processors,
                 stopping_criteria=criteria, generation_config=config, streamer=streamer, **arguments,
             )  # fmt: skip
     finally:
         if isinstance(decoder.face, HFCache):
             decoder.face.grown()
-        if streamer is not None:
-            streamer.end()
     if not isinstance(output, GenerationOutput):
         return output
     return answer(output, said, decoder)
@@ -189,12 +199,6 @@ def _criteria(said: Said, call: Call, model: HFModel) -> list[Any]:
             )  # fmt: skip
         found.append(StopStringCriteria(tokenizer, said["stop_strings"]))
     return found
-
-
-def _without_stops(config: Any) -> Any:
-    import dataclasses
-
-    return dataclasses.replace(config, stop_strings=None)
 
 
 def _functions(value: Any, name: str) -> list[Any]:

@@ -15,7 +15,7 @@ from pluglm.seq2seq import Seq2SeqLM
 from pluglm_hf.caches import DynamicCache, settled
 from pluglm_hf.configs import GenerationConfig
 from pluglm_hf.devices import device_of, dtype_of
-from pluglm_hf.generate import read_call, run
+from pluglm_hf.generate import generate
 from pluglm_hf.layouts import Layouts
 from pluglm_hf.losses import causal_loss
 from pluglm_hf.model_config import PretrainedConfig
@@ -101,7 +101,7 @@ class HFModel:
             from pluglm_hf.custom import run_custom
 
             return run_custom(self, custom_generate, inputs, named, kwargs)
-        return run(self, read_call(inputs, named, kwargs))
+        return generate(self, inputs, named, kwargs)
 
     def compute_transition_scores(
         self, sequences: Tensor, scores: Sequence[Tensor], beam_indices: Tensor | None = None,

@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from pluglm.seq2seq import Seq2SeqLM
-from pluglm_hf.caches import EncoderDecoderCache, settled
+from pluglm_hf.caches import settled
+from pluglm_hf.encoder_decoder_cache import EncoderDecoderCache
 from pluglm_hf.losses import shifted_right, token_loss
 from pluglm_hf.model import HFModel
 from pluglm_hf.seq2seq_outputs import Seq2SeqLMOutput

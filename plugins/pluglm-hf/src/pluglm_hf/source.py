@@ -12,7 +12,8 @@ from torch import Tensor
 from pluglm.errors import InputError
 from pluglm.forward import CausalLM
 from pluglm.seq2seq import ConditionedLM, Seq2SeqLM
-from pluglm_hf.caches import DynamicCache, EncoderDecoderCache, HFCache, check_cache
+from pluglm_hf.caches import DynamicCache, HFCache, check_cache
+from pluglm_hf.encoder_decoder_cache import EncoderDecoderCache
 from pluglm_hf.fields import DEFAULTS
 from pluglm_hf.layouts import Layouts, read_implementation
 from pluglm_hf.refusals import unsupported
@@ -94,6 +95,8 @@ def _conditioned(
             "the given cache is in use.", why="an encoder-decoder begins a new text for each prompt.",
             fix="Call its reset(), or leave past_key_values out.", argument="past_key_values",
         )  # fmt: skip
+    if "position_ids" in inputs:
+        raise unsupported("position_ids", "…", "an encoder-decoder counts positions itself.", "Leave it out.")
     encoded = inputs.get("encoder_outputs")
     source_mask = inputs.get("attention_mask")
     if encoded is None:
@@ -113,9 +116,11 @@ def _conditioned(
         first = said["bos_token_id"]
     if start is None:
         start = _begin(first, model, "decoder_start_token_id").expand(B, 1)
-    elif first is not None and bool((start[:, 0] != first).any()):
-        start = torch.cat((start.new_full((start.shape[0], 1), first), start), dim=1)
     mask = inputs.get("decoder_attention_mask")
+    mask = None if mask is None else _mask(mask, start, said)
+    if "decoder_input_ids" in inputs and first is not None and bool((start[:, 0] != first).any()):
+        start = torch.cat((start.new_full((start.shape[0], 1), first), start), dim=1)
+        mask = None if mask is None else torch.cat((torch.ones_like(mask[:, :1]), mask), dim=1)
     bare = Seq2SeqLM(core.module, core.executor, layout, core.description, core.config)
     decoder = ConditionedLM(bare, states, positions, ids if ids is not None else _unknown(said, states), source_mask)
     return Decoder(

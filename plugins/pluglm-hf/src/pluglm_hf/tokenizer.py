@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from pluglm.errors import InputError
 from pluglm_hf.batch_encoding import BatchEncoding
+from pluglm_hf.chats import chat_text, refuse_chat
 from pluglm_hf.padding import SIDES, Shape, batch, cut_row, read_limit, read_padding
 from pluglm_hf.refusals import unsupported
 from pluglm_hf.vocabulary import Vocabulary, read_vocabulary
@@ -262,13 +263,10 @@ class PreTrainedTokenizer:
             tokenize: False: the text. **variables: for the template.
         Raises: InputError without a template, and for messages that it refuses.
         """
-        if chat_template not in (None, self.chat_template):
-            raise unsupported("chat_template", "…", "the model's own template is what it was trained with.",
-                              "Put it into the folder as chat_template.jinja.")  # fmt: skip
-        for name, value in (("continue_final_message", continue_final_message), ("tokenizer_kwargs", tokenizer_kwargs),
-                            ("return_assistant_tokens_mask", return_assistant_tokens_mask)):  # fmt: skip
-            if value:
-                raise unsupported(name, value, "the template is rendered as a whole.", "Leave it out.")
+        refuse_chat(chat_template not in (None, self.chat_template), {
+            "continue_final_message": continue_final_message, "tokenizer_kwargs": tokenizer_kwargs,
+            "return_assistant_tokens_mask": return_assistant_tokens_mask,
+        })  # fmt: skip
         single = bool(conversation) and isinstance(conversation[0], Mapping)
         given = {k: v for k, v in {"tools": tools, "documents": documents, **variables}.items() if v is not None}
         rows = [
@@ -276,7 +274,7 @@ class PreTrainedTokenizer:
             for chat in ([conversation] if single else conversation)
         ]
         if not tokenize:
-            texts = [self._text_of(row) for row in rows]
+            texts = [chat_text(self.backend, row) for row in rows]
             return texts[0] if single else texts
         shape = self._shape(padding, truncation, max_length, None, None, return_tensors)
         if truncation:
@@ -284,17 +282,6 @@ class PreTrainedTokenizer:
             rows = [cut_row(row, ([], []), shape.limit, self.truncation_side) for row in rows]
         found = batch(rows, single, shape, with_mask=True)
         return found if return_dict else found["input_ids"]
-
-    def _text_of(self, ids: list[int]) -> str:
-        """The rendered chat as text, if encoding it gives these ids."""
-        text: str = self.backend.decode(ids, skip_special_tokens=False)
-        if self.backend.encode(text, add_special_tokens=False, parse_special=True) != ids:
-            raise unsupported(
-                "tokenize", False,
-                "as text, this chat would be other tokens: a message holds what looks like a control token, or this "
-                "tokenizer does not give back spaces.", "Leave it out, and use the ids.",
-            )  # fmt: skip
-        return text
 
     def save_pretrained(self, save_directory: str | Path) -> tuple[str, ...]:
         """Write the files; tokens whose role was changed are named in tokenizer_config.json. Returns their paths."""

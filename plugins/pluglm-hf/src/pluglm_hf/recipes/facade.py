@@ -51,7 +51,8 @@ _OUTPUTS = _homes("pluglm_hf.outputs", """
 _UNIONS = _homes("pluglm_hf.outputs", "GenerateBeamOutput GenerateNonBeamOutput GenerateOutput")
 _CACHES = {
     "Cache": "pluglm_hf.cache_face:CacheFace",
-    **_homes("pluglm_hf.caches", "DynamicCache EncoderDecoderCache QuantizedCache StaticCache"),
+    **_homes("pluglm_hf.caches", "DynamicCache QuantizedCache StaticCache"),
+    "EncoderDecoderCache": "pluglm_hf.encoder_decoder_cache",
 }
 _CONFIG = {"GenerationConfig": "pluglm_hf.recipes.config:RecipeConfig"}
 _MIXIN = {"GenerationMixin": "pluglm_hf.recipes.handoff"}

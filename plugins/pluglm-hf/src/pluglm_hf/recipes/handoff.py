@@ -89,7 +89,7 @@ def hand_off(
     )  # fmt: skip
     declared = {
         "streamer": streamer, "tokenizer": tokenizer, "assistant_model": assistant_model,
-        "assistant_tokenizer": assistant_tokenizer, "synced_gpus": False,
+        "assistant_tokenizer": assistant_tokenizer, "synced_gpus": False, "inputs_tensor": ready.input_ids,
     }  # fmt: skip
     said = {name for name, value in declared.items() if value is not None} | signature.required
     mine |= {name: declared[name] for name in declared.keys() & said & signature.names}
