@@ -43,6 +43,7 @@ PAGES = (
     HOW_TO / "choose-a-decoding-strategy.md",
     HOW_TO / "order-of-processors.md",
     HOW_TO / "constrain-the-output.md",
+    HOW_TO / "stream-text.md",
 )
 SHELLS = ("console", "bash", "sh", "shell")
 FENCE = re.compile(

@@ -102,11 +102,14 @@ def test_every_lossless_cache_gives_the_tokens_of_greedy(
     folder: Path, lm: pluglm.LanguageModel, write_model: Callable[..., Path], tmp_path: Path, decoding: str, cache: str
 ) -> None:
     other = write_model(tmp_path / "helper", seed=4)
-    options = {"assisted": {"assistant": str(other)}, "early-exit": {"assistant_early_exit": 1}}.get(decoding)
-    helper = {"options": {"decoding": options}} if options else {}
+    options: dict[str, dict[str, Any]] = {
+        "prompt-lookup": {"token_price": 0.0}, "assisted": {"assistant": str(other)},
+        "early-exit": {"assistant_early_exit": 1},
+    }  # fmt: skip
+    helper: Any = {"options": {"decoding": options[decoding]}}
     mine: Any = pluglm.load(folder, cache=cache, decoding=decoding, **helper)
     expected = many(lm.complete(ROWS, max_new_tokens=60))
-    own = {"assistant_confidence_threshold": 0.0, "num_assistant_tokens": 5} if helper else {}
+    own = {"assistant_confidence_threshold": 0.0, "num_assistant_tokens": 5} if decoding != "prompt-lookup" else {}
     assert mine.complete(ROWS, max_new_tokens=60, **own) == expected
     assert statistics(mine).guessed > 20
     assert [mine.complete(row, max_new_tokens=60, **own) for row in ROWS] == expected
@@ -179,14 +182,19 @@ def test_windowed_caches_go_back_as_far_as_a_guess_is_long(
     config = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 16}
     path = write_model(tmp_path / "windows", config=config)
     expected = many(pluglm.load(path, cache="dynamic").complete(ROWS, max_new_tokens=120))
-    lm = pluglm.load(path, cache=cache, decoding="prompt-lookup")
+    lm = pluglm.load(path, cache=cache, decoding="prompt-lookup", options={"decoding": {"token_price": 0.0}})
     assert lm.complete(ROWS, max_new_tokens=120) == expected
     assert [lm.complete(row, max_new_tokens=120) for row in ROWS] == expected
 
 
 @pytest.mark.skipif("quantized" not in INSTALLED, reason="no such layout here")
 def test_a_cache_that_rounds_serves_speculation_too(folder: Path) -> None:
-    lm = pluglm.load(folder, cache="quantized", decoding="prompt-lookup", options={"cache": {"residual": 16}})
+    lm = pluglm.load(
+        folder,
+        cache="quantized",
+        decoding="prompt-lookup",
+        options={"cache": {"residual": 16}, "decoding": {"token_price": 0.0}},
+    )
     done = many(lm.complete(ROWS, max_new_tokens=100))
     assert [len(c.token_ids) for c in done] == [100] * 4
     assert statistics(lm).guessed > 20

@@ -180,7 +180,7 @@ def test_the_planner_passes_it_over_from_its_facts():
 
 
 def test_a_missing_package_is_named(monkeypatch):
-    monkeypatch.setattr(kernels, "_lacks", lambda device, major, *, only=False: None)
+    monkeypatch.setattr(kernels, "lacks", lambda device, major, *, only=False: None)
     monkeypatch.setitem(__import__("sys").modules, "flash_attn", None)
     monkeypatch.setitem(__import__("sys").modules, "flash_attn_interface", None)
     for variant, package in (("2", "flash_attn"), ("3", "flash_attn_interface")):

@@ -83,7 +83,9 @@ FREE: dict[str, Any] = {"options": (("token_price", 0.0),)}
 
 
 def build(name: str, **changes: Any) -> Strategy:
-    request = DecodingRequest(**{"vocab_size": V, "device": "cpu", "decode": text, **changes})
+    """The strategy of a name; prompt lookup guesses as far as it may, so that there is much to check."""
+    own = FREE if name == "prompt-lookup" else {}
+    request = DecodingRequest(**{"vocab_size": V, "device": "cpu", "decode": text, **own, **changes})
     if name == "assisted":
         return Helped().pluglm_build_decoding(request)
     if name == "early-exit":

@@ -11,7 +11,7 @@ import torch
 from pluglm_decoding_speculative import choosing
 from pluglm_decoding_speculative.assistant import Assistant
 from pluglm_decoding_speculative.strategies import Assisted, EarlyExit, Strategy
-from speculating import EOS, FREE, Leaning, Remembering, V, build, call, plain, repeats, same
+from speculating import EOS, Leaning, Remembering, V, build, call, plain, repeats, same
 from torch import Tensor
 
 from pluglm.contracts import DecodingRequest
@@ -64,11 +64,20 @@ def test_the_length_of_a_guess_changes_no_token(name: str, count: int) -> None:
 
 @pytest.mark.parametrize("said", SAMPLED.values(), ids=SAMPLED)
 def test_prompt_lookup_draws_what_plain_sampling_draws(said: dict[str, Any]) -> None:
-    strategy = build("prompt-lookup", **FREE)
+    strategy = build("prompt-lookup")
     for seed in (3, (1, 2, 3, 4)):
         got = call(strategy, Remembering(V, repeats), ROWS, max_new_tokens=30, seed=seed, **said)
         assert same(got, plain(ROWS, max_new_tokens=30, seed=seed, **said))
         assert strategy.statistics.accepted > 5
+
+
+@pytest.mark.parametrize("said", ({}, {"temperature": 1.3, "seed": 3}))
+def test_guesses_that_are_as_long_as_pays_change_no_token(said: dict[str, Any]) -> None:
+    strategy = build("prompt-lookup", options=())
+    assert same(
+        call(strategy, Remembering(V, repeats), ROWS, max_new_tokens=40, **said), plain(ROWS, max_new_tokens=40, **said)
+    )
+    assert said or strategy.statistics.accepted > 5
 
 
 def test_several_sequences_of_a_prompt_are_those_of_plain_sampling() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,26 +29,24 @@ LACKS = {
 class FlashAttention:
     """One call of a kernel a layer."""
 
-    name = "flash"
     views: tuple[str, ...] = VIEWS
 
     def __init__(self, request: AttentionRequest, kernel: Kernel) -> None:
         """Raises: UnsupportedRequestError with every reason if `kernel` cannot honour `request`."""
         self._kernel = kernel
+        self.name = kernel.owner
         reasons = _request_refusals(request, kernel)
         reasons += [reason for spec in request.specs for reason in self.refusals(spec)]
         if reasons:
-            raise _refused(f'attention "flash:{kernel.variant}"', reasons)
+            raise _refused(f'attention "{kernel.label}"', reasons)
         every = {spec.alibi_slopes for spec in request.specs if spec.alibi_slopes is not None}
         self._slopes = {s: torch.tensor(s, dtype=torch.float32, device=request.device) for s in every}
 
     def refusals(self, spec: AttentionSpec) -> Sequence[str]:
         """Every reason why the kernel cannot compute `spec`."""
-        variant, offered = self._kernel.variant, self._kernel.features
+        label, offered = self._kernel.label, self._kernel.features
         reasons = [
-            f"{name}: {LACKS.get(name, f'flash:{variant} has no such thing')}"
-            for name in spec.features
-            if name not in offered
+            f"{name}: {LACKS.get(name, f'{label} has no such thing')}" for name in spec.features if name not in offered
         ]
         if spec.head_dim > MAX_HEAD_DIM or spec.head_dim % 8:
             reasons.append(f"head_dim {spec.head_dim}: the kernels take multiples of 8 up to {MAX_HEAD_DIM}")
@@ -79,12 +78,12 @@ class FlashAttention:
         pieces = cut(m, q_positions, keys)
         if pieces.gaps and spec.alibi_slopes is not None:
             raise _refused(
-                'attention "flash" with ALiBi',
+                f'attention "{self.name}" with ALiBi',
                 ["alibi beside holes: the kernels count cells, and the keys of a row skip a position"],
             )
         if pieces.repeats and m.causal:
             raise _refused(
-                'attention "flash" with a window',
+                f'attention "{self.name}" with a window',
                 ["window over repeated positions: the kernels count cells, and a row holds a position twice"],
             )
         return pieces
@@ -126,31 +125,37 @@ class FlashAttention:
         )  # fmt: skip
 
 
-def build(request: AttentionRequest, finders: Mapping[str, Finder]) -> FlashAttention:
+def build(request: AttentionRequest, finders: Mapping[str, Finder], owner: str = "flash") -> FlashAttention:
     """The variant that the request names, or the first one that is here and honours it.
 
     Args:
-        finders: looks for each variant's kernel, best first.
+        finders: looks for each variant's kernel, best first; a provider without variants has one, called "".
+        owner: the provider's name.
     Raises: UnsupportedRequestError with every reason; for a plain "flash", with those of every variant.
     """
+
+    def said(variant: str, reason: str) -> str:
+        return f"{owner}:{variant}: {reason}" if variant else reason
+
     if request.variant is not None:
-        if request.variant not in finders:
-            raise _refused('attention "flash"', [f"it has no variant {request.variant!r}; it has {', '.join(finders)}"])
+        if request.variant not in finders or request.variant == "":
+            have = ", ".join(filter(None, finders)) or "none"
+            raise _refused(f'attention "{owner}"', [f"it has no variant {request.variant!r}; it has {have}"])
         found = finders[request.variant](request.device)
         if isinstance(found, str):
-            raise _refused(f'attention "flash:{request.variant}"', [found])
-        return FlashAttention(request, found)
+            raise _refused(f'attention "{owner}:{request.variant}"', [found])
+        return FlashAttention(request, replace(found, owner=owner))
     reasons = []
     for variant, find in finders.items():
         found = find(request.device)
         if isinstance(found, str):
-            reasons.append(f"flash:{variant}: {found}")
+            reasons.append(said(variant, found))
             continue
         try:
-            return FlashAttention(request, found)
+            return FlashAttention(request, replace(found, owner=owner, variant=variant and found.variant))
         except UnsupportedRequestError as e:
-            reasons += [f"flash:{variant}: {reason}" for reason in e.reasons]
-    raise _refused('attention "flash"', reasons)
+            reasons += [said(variant, reason) for reason in e.reasons]
+    raise _refused(f'attention "{owner}"', reasons)
 
 
 def _request_refusals(request: AttentionRequest, kernel: Kernel) -> list[str]:

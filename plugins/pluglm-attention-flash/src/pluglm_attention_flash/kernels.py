@@ -54,6 +54,7 @@ class Kernel:
         batched: (q [B, T, H, D], k and v [B, S, K, D], How) -> [B, T, H, D]; strides are free but for the last.
         ragged: (q [N, H, D], k and v [M, K, D], Pieces, How) -> [N, H, D].
         dtypes: those it computes in.
+        owner: the provider; together with the variant it says who refuses.
     """
 
     variant: str
@@ -61,6 +62,12 @@ class Kernel:
     batched: Callable[[Tensor, Tensor, Tensor, How], Tensor]
     ragged: Callable[[Tensor, Tensor, Tensor, Pieces, How], Tensor]
     dtypes: tuple[str, ...] = HALF
+    owner: str = "flash"
+
+    @property
+    def label(self) -> str:
+        """As users name it: "flash:2", or the provider's own name where it has no variants."""
+        return f"{self.owner}:{self.variant}" if self.variant else self.owner
 
 
 #: Looks for a kernel for a device: the kernel, or why there is none.
@@ -69,7 +76,7 @@ Finder = Callable[[str], Kernel | str]
 
 def flash_attn_2(module: Any, dtypes: tuple[str, ...] = HALF) -> Kernel | str:
     """The functions of the package flash_attn (Dao 2023, "FlashAttention-2")."""
-    if not {"softcap", "window_size", "alibi_slopes"} <= _parameters(module.flash_attn_varlen_func):
+    if not {"softcap", "window_size", "alibi_slopes"} <= parameters(module.flash_attn_varlen_func):
         return f"flash_attn {getattr(module, '__version__', 'of unknown version')} is older than 2.6"
 
     def arguments(how: How) -> dict[str, Any]:
@@ -83,7 +90,7 @@ def flash_attn_2(module: Any, dtypes: tuple[str, ...] = HALF) -> Kernel | str:
 
 def flash_attn_3(module: Any, dtypes: tuple[str, ...] = HALF) -> Kernel | str:
     """The functions of flash_attn_interface (Shah et al. 2024, "FlashAttention-3"). Some builds take sinks."""
-    known = _parameters(module.flash_attn_func) & _parameters(module.flash_attn_varlen_func)
+    known = parameters(module.flash_attn_func) & parameters(module.flash_attn_varlen_func)
     if not {"window_size", "softcap"} <= known:
         return "flash_attn_interface is a build without window_size and softcap"
     sinks = "s_aux" in known
@@ -104,20 +111,20 @@ def torch_flash(dtypes: tuple[str, ...] = HALF) -> Kernel:
 
 def find_2(device: str) -> Kernel | str:
     """flash_attn 2, from Ampere on."""
-    found = _lacks(device, 8) or _module("flash_attn")
+    found = lacks(device, 8) or _module("flash_attn")
     return found if isinstance(found, str) else flash_attn_2(found)
 
 
 def find_3(device: str) -> Kernel | str:
     """flash_attn 3, which is made for Hopper alone."""
-    found = _lacks(device, 9, only=True) or _module("flash_attn_interface")
+    found = lacks(device, 9, only=True) or _module("flash_attn_interface")
     return found if isinstance(found, str) else flash_attn_3(found)
 
 
 def find_torch(device: str) -> Kernel | str:
     """torch's own, from Ampere on."""
-    if lacks := _lacks(device, 8):
-        return lacks
+    if reason := lacks(device, 8):
+        return reason
     return torch_flash() if torch.backends.cuda.is_flash_attention_available() else "this torch was built without it"
 
 
@@ -181,7 +188,7 @@ def _torch_call(q: Tensor, k: Tensor, v: Tensor, scale: float, *, causal: bool) 
     return o.transpose(1, 2)
 
 
-def _parameters(function: Any) -> set[str]:
+def parameters(function: Any) -> set[str]:
     return set(inspect.signature(function).parameters)
 
 
@@ -193,7 +200,7 @@ def _module(name: str) -> Any:
         return f"the package {name} cannot be imported: {e}"
 
 
-def _lacks(device: str, major: int, *, only: bool = False) -> str | None:
+def lacks(device: str, major: int, *, only: bool = False) -> str | None:
     """Why a device does not run kernels for a compute capability."""
     if torch.device(device).type != "cuda":
         return f"needs a CUDA device, have {device}"
