@@ -1,7 +1,7 @@
 """Compares the files of a vendored package with the digests that were recorded when somebody consented to them.
 
-Recipes and kernels are sealed in one way: a record in JSON beside `__init__.py`, and the files below one folder. Nothing
-here imports or runs a file.
+Recipes and kernels are sealed in one way: a record in JSON beside `__init__.py`, and the files below one folder.
+Nothing here imports or runs a file.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Form:
     Attributes:
         noun: for messages ("recipe"). record: name of the record. folder: what the files lie in, inside the package.
         is_file: whether a name can be a file's. has_entry: whether the names together can be used.
-        keeps: whether the content of a file is wanted; the others are compared, and not held in memory.
+        keeps: whether the content of a file is wanted; the others are compared, and not held in memory. None: all.
     """
 
     noun: str
@@ -36,7 +36,7 @@ class Form:
     folder: str
     is_file: Callable[[str], bool]
     has_entry: Callable[[Mapping[str, str]], bool]
-    keeps: Callable[[str], bool] = lambda name: True
+    keeps: Callable[[str], bool] | None = None
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,8 @@ def broken(package: str, form: Form, path: str, why: str) -> PluginError:
     return PluginError(
         f"{path} of {owner} is not as it was vendored; nothing of the {form.noun} was run.",
         why=why,
-        fix=f"Uninstall {owner}, look at who changed it, and vendor it again: `pluglm vendor SOURCE{option} --install`.",
+        fix=f"Uninstall {owner}, look at who changed it, and vendor it again: "
+        f"`pluglm vendor SOURCE{option} --install`.",
         plugin=owner, path=path,
     )  # fmt: skip
 
@@ -132,7 +133,7 @@ def _digest(package: str, form: Form, place: Traversable, name: str) -> tuple[st
     """sha256 of a file, and its content if that is wanted: both of the same bytes, read once."""
     try:
         with place.joinpath(*name.split("/")).open("rb") as file:
-            if form.keeps(name):
+            if form.keeps is None or form.keeps(name):
                 data = file.read()
                 return hashlib.sha256(data).hexdigest(), data
             digest = hashlib.sha256()

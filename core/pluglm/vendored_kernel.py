@@ -41,7 +41,7 @@ def is_kernel_file(name: str) -> bool:
 
 
 def package_folder(names: Iterable[str]) -> str | None:
-    """The folder of a build's `__init__.py` ("build/torch-universal"), or None if there is none, or no telling which."""
+    """The folder of a build's `__init__.py` ("build/torch-universal"); None if there is none, or no telling which."""
     found = [name.rpartition("/")[0] for name in names if name.endswith("/__init__.py")]
     flat = [folder for folder in found if folder.count("/") == 1]
     nested = [folder for folder in found if folder.count("/") == 2]

@@ -36,6 +36,12 @@ REFUSED_WORDS = {
     "load_setuptools_entrypoints": "pluggy would import every plugin before the policy is asked",
 }
 
+#: (package, word or call) -> why it may stand there.
+ALLOWED = {
+    ("pluglm_hf", "trust_remote_code"): "an argument of the library whose face it is, refused wherever it is true",
+    ("pluglm_hf", "exec"): "runs a method's files, once their digests were compared with those that were consented to",
+}
+
 
 def packages() -> dict[str, Path]:
     """Import name → folder, for every distribution of the repository."""
@@ -175,9 +181,15 @@ def test_no_module_imports_against_the_direction() -> None:
 
 
 def test_no_module_runs_code_that_came_as_data() -> None:
-    offences = [
-        f"{path.relative_to(ROOT)}, {offence}" for _, path in modules() for offence in refused(path.read_text("utf-8"))
-    ]
+    offences, excused = [], set()
+    for package, path in modules():
+        for offence in refused(path.read_text("utf-8")):
+            word = offence.split(": ")[1]
+            if (package, word) in ALLOWED:
+                excused.add((package, word))
+            else:
+                offences.append(f"{path.relative_to(ROOT)}, {offence}")
+    assert excused == set(ALLOWED), "an excuse that nobody needs"
     assert not offences, "\n".join(offences)
 
 

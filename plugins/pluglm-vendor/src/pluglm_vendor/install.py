@@ -7,12 +7,11 @@ import sys
 from pathlib import Path
 
 from pluglm.errors import PluginConflictError, PluginError
-from pluglm.vendored import installed_recipes
-from pluglm_vendor.recipe import Recipe
-from pluglm_vendor.wheel import distribution
+from pluglm.vendored import installed_records
+from pluglm_vendor.bundle import Bundle
 
 
-def check_name(recipe: Recipe, name: str) -> str | None:
+def check_name(bundle: Bundle, name: str) -> str | None:
     """The installed version that the wheel would replace, or None if there is none.
 
     Another commit of the same repository may take its predecessor's place; nothing else may.
@@ -21,16 +20,17 @@ def check_name(recipe: Recipe, name: str) -> str | None:
     """
     from pluglm.discovery import discover
 
-    own = f"{distribution(name)}:decoding/{name}"
+    kind = bundle.kind
+    own = f"{bundle.distribution(name)}:{kind}/{name}"
     replaced = None
     for provider in discover().providers:
-        if provider.kind != "decoding" or provider.name != name:
+        if provider.kind != kind or provider.name != name:
             continue
-        repo = installed_recipes().get(provider.id, {}).get("repo")
-        if provider.id != own or repo != recipe.repo:
+        repo = installed_records(kind, bundle.record_name).get(provider.id, {}).get("repo")
+        if provider.id != own or repo != bundle.repo:
             made = f", vendored from {repo}" if repo else ""
             raise PluginConflictError(
-                f"decoding {name!r} is provided already, by {provider.id} {provider.version}{made}.",
+                f"{kind} {name!r} is provided already, by {provider.id} {provider.version}{made}.",
                 why="two plugins of one name could not be told apart by it, and nothing overrides silently.",
                 fix=f"Choose another with --name, or uninstall {provider.distribution} first.",
                 candidates=(provider.id, own),

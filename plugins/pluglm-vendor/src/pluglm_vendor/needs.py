@@ -43,9 +43,11 @@ class Need:
         return self.status not in ("met", "not needed here")
 
 
-def read_requirements(repo: str, text: str) -> list[tuple[str, Requirement]]:
+def read_requirements(repo: str, text: str, where: str = REQUIREMENTS) -> list[tuple[str, Requirement]]:
     """(line, requirement) of a requirements.txt. Comments go; a backslash at the end joins two lines.
 
+    Args:
+        where: the file that says so, for messages.
     Raises: InputError for what is no plain requirement: addresses, files and options of pip would fetch from places
         that nobody was asked about.
     """
@@ -54,7 +56,7 @@ def read_requirements(repo: str, text: str) -> list[tuple[str, Requirement]]:
         try:
             requirement = Requirement(line)
             if requirement.url is not None or line.endswith(ARCHIVES):  # pip looks for a file of such a name
-                raise _refused(repo, number, line, NOT_FROM_AN_INDEX)
+                raise _refused(repo, where, number, line, NOT_FROM_AN_INDEX)
         except InvalidRequirement as error:
             if line.startswith("-"):
                 why = "it is an option of pip, not a requirement."
@@ -62,14 +64,14 @@ def read_requirements(repo: str, text: str) -> list[tuple[str, Requirement]]:
                 why = NOT_FROM_AN_INDEX
             else:
                 why = f"it is no requirement as PEP 508 says: {str(error).splitlines()[0]}."
-            raise _refused(repo, number, line, why) from error
+            raise _refused(repo, where, number, line, why) from error
         found.append((line, requirement))
     return found
 
 
-def _refused(repo: str, number: int, line: str, why: str) -> InputError:
+def _refused(repo: str, where: str, number: int, line: str, why: str) -> InputError:
     return InputError(
-        f"line {number} of {REQUIREMENTS} of `{repo}` is refused: {ascii(line)[1:-1]}",
+        f"line {number} of {where} of `{repo}` is refused: {ascii(line)[1:-1]}",
         why=why,
         fix='Ask its author for a plain requirement, such as "torch>=2.8,<3" or "numpy; python_version < \'3.13\'".',
         argument="source",

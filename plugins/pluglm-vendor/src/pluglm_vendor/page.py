@@ -12,10 +12,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pluglm_vendor.bundle import Bundle
 from pluglm_vendor.needs import Need
 from pluglm_vendor.reading import Reading
-from pluglm_vendor.recipe import Recipe
-from pluglm_vendor.wheel import RUNTIME, distribution
 
 NO_SANDBOX = (
     "Consent means: this code may do everything that you may do, from the moment it is used. The list above is what "
@@ -23,15 +22,18 @@ NO_SANDBOX = (
 )
 
 
+NOT_READ = "Nobody can read what is in there; consent means trust in who published it."
+
+
 @dataclass(frozen=True)
 class Page:
-    """All that is known of a recipe.
+    """All that is known of what was fetched.
 
     Attributes:
         name: what users will type. replaced: the version that is installed and would give way, or None.
     """
 
-    recipe: Recipe
+    bundle: Bundle
     name: str
     reading: Reading
     needs: Sequence[Need]
@@ -39,25 +41,27 @@ class Page:
 
     def lines(self) -> Iterator[str]:
         """For people."""
-        recipe = self.recipe
-        yield f"source    {recipe.source}"
-        yield f"commit    {recipe.commit or 'none: a folder, as it is now'}"
-        yield f"plugin    {distribution(self.name)} {recipe.version}, decoding={self.name!r}"
+        bundle, binaries = self.bundle, self.bundle.binaries
+        yield f"source    {bundle.source}"
+        yield f"commit    {bundle.commit or 'none: a folder, as it is now'}"
+        yield f"plugin    {bundle.distribution(self.name)} {bundle.version}, {bundle.use(self.name)}"
+        yield from (f"{word:<9} {plain(text)}" for word, text in bundle.details().items())
         if self.replaced is not None:
-            yield f"replaces  {distribution(self.name)} {self.replaced}"
-        yield f"digest    {recipe.digest}"
+            yield f"replaces  {bundle.distribution(self.name)} {self.replaced}"
+        yield f"digest    {bundle.digest}"
         yield "files"
-        for path, digest in recipe.table.items():
-            yield f"  {digest}  {len(recipe.files[path]):>7}  {path}"
-        for path, data in sorted(recipe.papers.items()):
+        for path, digest in bundle.table.items():
+            unread = " (binary; cannot be read: trust the publisher)" if path in binaries else ""
+            yield f"  {digest}  {len(bundle.files[path]):>7}  {path}{unread}"
+        for path, data in sorted(bundle.papers.items()):
             yield f"  {hashlib.sha256(data).hexdigest()}  {len(data):>7}  {path} (not run)"
-        if recipe.left_out:
-            yield f"not taken {', '.join(plain(name) for name in recipe.left_out)}"
+        if bundle.left_out:
+            yield f"not taken {', '.join(plain(name) for name in bundle.left_out)}"
         yield f"licence   {self._licence()}"
         yield "imports"
         yield from (f"  {plain(name)}{_presence(name)}" for name in self.reading.imports)
         yield "requires"
-        yield from (f"  {text}" for text in RUNTIME)
+        yield from (f"  {text}" for text in bundle.runtime)
         yield from (f"  {plain(n.text)} (installed: {n.installed}; {n.status})" for n in self.needs)
         yield "worth a look"
         yield from (f"  {plain(f.place)}: {plain(f.what)}: {f.why}" for f in self.reading.findings)
@@ -65,16 +69,22 @@ class Page:
             yield "  nothing that its text shows"
         yield ""
         yield NO_SANDBOX
+        if binaries:
+            yield f"{len(binaries)} {'file is' if len(binaries) == 1 else 'files are'} compiled. {NOT_READ}"
 
     def facts(self) -> dict[str, Any]:
         """For programs."""
-        recipe = self.recipe
+        bundle = self.bundle
         return {
-            "source": recipe.source, "repo": recipe.repo, "commit": recipe.commit, "name": self.name,
-            "distribution": distribution(self.name), "version": recipe.version, "replaces": self.replaced,
-            "digest": recipe.digest,
-            "files": {p: {"sha256": d, "bytes": len(recipe.files[p])} for p, d in recipe.table.items()},
-            "not_taken": list(recipe.left_out), "licence": self._licence(), "imports": list(self.reading.imports),
+            "source": bundle.source, "repo": bundle.repo, "commit": bundle.commit, "name": self.name,
+            "distribution": bundle.distribution(self.name), "version": bundle.version, "replaces": self.replaced,
+            "digest": bundle.digest,
+            **bundle.details(),
+            "files": {
+                p: {"sha256": d, "bytes": len(bundle.files[p]), **({"binary": True} if p in bundle.binaries else {})}
+                for p, d in bundle.table.items()
+            },
+            "not_taken": list(bundle.left_out), "licence": self._licence(), "imports": list(self.reading.imports),
             "requires": [
                 {"requirement": n.text, "installed": n.installed, "status": n.status} for n in self.needs
             ],
@@ -83,7 +93,7 @@ class Page:
 
     def _licence(self) -> str:
         """The first line that says something of the first licence file."""
-        for name, data in sorted(self.recipe.papers.items()):
+        for name, data in sorted(self.bundle.papers.items()):
             if name.startswith("LICENSE"):
                 text = data.decode("utf-8", "replace")
                 first = next((line.strip() for line in text.splitlines() if line.strip()), "an empty file")

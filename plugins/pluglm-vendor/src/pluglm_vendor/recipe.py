@@ -1,53 +1,46 @@
-"""A recipe in memory: the bytes that are shown, consented to, sealed and installed. They are read once."""
+"""A recipe: a decoding method as the Hub has it, in the folder `custom_generate`."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from pluglm.errors import InputError
-from pluglm.vendored import REQUIREMENTS, file_table, read_recipe, table_digest
-from pluglm_vendor.sources import FolderSource
+from pluglm.static_filter import ANY
+from pluglm.vendored import ENTRY, RECORD, REQUIREMENTS, is_recipe_file, read_recipe
+from pluglm_vendor.bundle import PAPER, Bundle, read_papers
+from pluglm_vendor.sources import FolderSource, HubSource
 
-PAPER = re.compile(r"README\.md|LICENSE[\w.\-]*", re.ASCII)
-MAX_PAPERS, MAX_PAPER_BYTES = 8, 2**19
-_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+INIT = '''\
+"""{summary}
+
+Made by `pluglm vendor` from {source}. The recipe lies in `recipe`, its digests in `recipe.json`.
+"""
+
+from pluglm import hookimpl
+
+
+@hookimpl
+def pluglm_build_decoding(request):
+    """Check the recipe against its digests and make it a strategy."""
+    from pluglm_hf.recipes import vendored_strategy
+
+    return vendored_strategy(__name__, request)
+'''
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """What was fetched.
+class Recipe(Bundle):
+    """What was fetched; `files` are what is run, and requirements.txt. The runtime is of this release's siblings."""
 
-    Attributes:
-        source: as written into the plugin ("hub:org/repo@commit", "dir:name"). repo: "org/repo" or the folder's name.
-        commit: 40 hex digits, or None for a folder.
-        files: name → content of what is run, and of requirements.txt.
-        papers: the same for README.md and LICENSE*, which are carried along.
-        left_out: other names in `custom_generate`, which are not taken.
-    """
-
-    source: str
-    repo: str
-    commit: str | None
-    files: Mapping[str, bytes]
-    papers: Mapping[str, bytes] = field(default_factory=dict)
-    left_out: tuple[str, ...] = ()
-
-    @property
-    def table(self) -> dict[str, str]:
-        """Name → sha256 of `files`."""
-        return file_table(self.files)
-
-    @property
-    def digest(self) -> str:
-        """Over the table: says which code this is, wherever it came from."""
-        return table_digest(self.table)
-
-    @property
-    def version(self) -> str:
-        """Of the distribution: tells two commits, or two states of a folder, apart."""
-        return f"1.0+g{self.commit[:12]}" if self.commit is not None else f"1.0+d{self.digest[:12]}"
+    noun: ClassVar[str] = "recipe"
+    long: ClassVar[str] = "decoding method"
+    kind: ClassVar[str] = "decoding"
+    record_name: ClassVar[str] = RECORD
+    place: ClassVar[str] = "recipe"
+    runtime: ClassVar[tuple[str, ...]] = ("pluglm>=0.1,<0.2", "pluglm-hf>=0.1,<0.2")
+    init: ClassVar[str] = INIT
 
     @property
     def requirements(self) -> str:
@@ -60,45 +53,27 @@ class Recipe:
                 argument="source",
             ) from error  # fmt: skip
 
+    def facts(self) -> Mapping[str, Any]:
+        """A recipe's arguments are its own; what it does not take is refused when it is called."""
+        return {"features": [ANY]}
+
+    def use(self, name: str) -> str:
+        """In a call, or in `load`."""
+        return f"decoding={name!r}"
+
+
+def fetched_recipe(source: HubSource, content: Mapping[str, bytes], left_out: tuple[str, ...]) -> Recipe | None:
+    """The recipe among the files of a commit; None if its entry is not among them."""
+    if ENTRY not in content:
+        return None
+    files = {name: data for name, data in content.items() if is_recipe_file(name)}
+    papers = {name: data for name, data in content.items() if PAPER.fullmatch(name)}
+    return Recipe(str(source), source.repo, source.revision, files, papers, left_out)
+
 
 def read_folder(source: FolderSource) -> Recipe:
     """The recipe of a folder. Raises: InputError."""
     files = read_recipe(source.path)
     inside = sorted(path.name for path in (source.path / "custom_generate").iterdir() if path.name != "__pycache__")
     left_out = tuple(name for name in inside if f"custom_generate/{name}" not in files)
-    papers: dict[str, bytes] = {}
-    for path in sorted(source.path.iterdir()):
-        if PAPER.fullmatch(path.name) and path.is_file() and not path.is_symlink():
-            check_papers(source.repo, {**dict.fromkeys(papers, 0), path.name: path.stat().st_size})
-            papers[path.name] = path.read_bytes()
-    return Recipe(str(source), source.repo, None, files, papers, left_out)
-
-
-def check_papers(source: str, sizes: Mapping[str, int | None]) -> None:
-    """Refuse more, or larger, README and LICENSE files than a recipe has. Raises: InputError."""
-    large = [name for name, size in sizes.items() if (size or 0) > MAX_PAPER_BYTES]
-    if large or len(sizes) > MAX_PAPERS:
-        raise InputError(
-            f"the recipe of `{source}` cannot be taken.",
-            why=f"{large[0]} has {sizes[large[0]]} bytes; {MAX_PAPER_BYTES} are allowed."
-            if large
-            else f"it has {len(sizes)} files called README.md or LICENSE; {MAX_PAPERS} are allowed.",
-            fix="Ask its author for shorter ones.",
-            argument="source",
-        )
-
-
-def provider_name(repo: str, wish: str | None) -> str:
-    """What users will type: `wish`, or made from the repository's name: lower case, words joined by hyphens.
-
-    Raises: InputError if it cannot be a name.
-    """
-    name = wish if wish is not None else re.sub(r"[^a-z0-9]+", "-", repo.rpartition("/")[2].lower()).strip("-")
-    if not _NAME.fullmatch(name) or name == "auto" or len(name) > 64:
-        raise InputError(
-            f"{name!r} cannot name a decoding method.",
-            why="the name becomes part of a distribution, of a package and of what users type; auto has a meaning.",
-            fix='Write lower-case letters and digits, with hyphens between words: --name "my-method".',
-            argument="name",
-        )
-    return name
+    return Recipe(str(source), source.repo, None, files, read_papers(source.path, source.repo), left_out)
