@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from pluglm_decoding_blocks.best import most_likely
 from pluglm_decoding_blocks.draw import draw
 from pluglm_decoding_blocks.rng import ACCEPTANCES, DRAFTS, Uniforms
 from pluglm_decoding_blocks.warpers import Warpers
@@ -24,7 +25,7 @@ class Greedy:
 
     def choose(self, scores: Tensor, rows: Sequence[int], index: int, guesses: Sequence[Guess | None]) -> list[int]:
         """New token `index` of each of `rows`. scores: [n, V], processed. guesses: of each, for this token."""
-        return _listed(scores.argmax(-1))
+        return _listed(most_likely(scores)[1])
 
     def guess(self, scores: Tensor, rows: Sequence[int], index: int) -> list[int]:
         """What an assistant with these scores guesses for new token `index` of each of `rows`."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from pluglm_decoding_blocks.best import most_likely
 from pluglm_decoding_blocks.endings import Endings
 from pluglm_decoding_blocks.failures import no_token
 from pluglm_decoding_blocks.feed import CachedFeed
@@ -166,7 +167,7 @@ class Run:
         """Tokens and best scores [R][T], where they depend on nothing but the logits."""
         if not (isinstance(self.job.choose, Greedy) and self.job.process.idle and not self.job.criteria):
             return None
-        best, tokens = logits.max(-1)
+        best, tokens = most_likely(logits)
         return tokens.tolist(), best.tolist()
 
     def _column(
