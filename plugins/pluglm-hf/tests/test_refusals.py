@@ -81,7 +81,7 @@ CALLS: list[tuple[dict[str, Any], str]] = [
     ({"synced_gpus": True}, "in one process"),
     ({"trust_remote_code": True}, "pluglm vendor"),
     ({"assistant_model": "gpt2"}, "assistant_model is a str"),
-    ({"assistant_tokenizer": "x"}, "the same tokenizer"),
+    ({"assistant_tokenizer": "x"}, "tokenizer of its own folder"),
     ({"speculation_type": "dflash"}, "heads of the model"),
     ({"use_mtp": True}, "heads of the model"),
     ({"token_healing": True}, "lm.generate\\(text, token_healing=True\\)"),

@@ -85,8 +85,8 @@ def read_call(inputs: Any, named: Mapping[str, Any], arguments: Mapping[str, Any
                           "Leave it out; `pluglm vendor hub:org/name@<commit>` makes a package of a method, whose name "
                           "custom_generate takes.")  # fmt: skip
     if "assistant_tokenizer" in call.further:
-        raise unsupported("assistant_tokenizer", "…", "guesses are token ids, which must mean the same to both models.",
-                          "Use an assistant with the same tokenizer.")  # fmt: skip
+        raise unsupported("assistant_tokenizer", "…", "an assistant brings the tokenizer of its own folder.",
+                          "Leave it out: assistants with another tokenizer work.")  # fmt: skip
     if "token_type_ids" in call.inputs:
         raise unsupported("token_type_ids", "…", "no model here reads them.", "Leave it out.")
     return call

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pluglm.errors import InputError
+from pluglm_watermark.reading import check, read_rows, too_short
 
 #: Numbers 0 … size - 1 in an order that the key decides; "selfhash" hashes tokens by it.
 _TABLE_SIZE = 1_000_003
@@ -47,12 +47,12 @@ class WatermarkingConfig:
     context_width: int = 1
 
     def __post_init__(self) -> None:
-        _check("greenlist_ratio", self.greenlist_ratio, 0 < self.greenlist_ratio < 1, "a number between 0 and 1")
-        _check("bias", self.bias, math.isfinite(self.bias), "a finite number")
-        _check("hashing_key", self.hashing_key, 0 < self.hashing_key < 2**63, "an integer from 1 to 2**63 - 1")
+        check("greenlist_ratio", self.greenlist_ratio, 0 < self.greenlist_ratio < 1, "a number between 0 and 1")
+        check("bias", self.bias, math.isfinite(self.bias), "a finite number")
+        check("hashing_key", self.hashing_key, 0 < self.hashing_key < 2**63, "an integer from 1 to 2**63 - 1")
         schemes = ("lefthash", "selfhash")
-        _check("seeding_scheme", self.seeding_scheme, self.seeding_scheme in schemes, " or ".join(map(repr, schemes)))
-        _check("context_width", self.context_width, self.context_width >= 1, "an integer >= 1")
+        check("seeding_scheme", self.seeding_scheme, self.seeding_scheme in schemes, " or ".join(map(repr, schemes)))
+        check("context_width", self.context_width, self.context_width >= 1, "an integer >= 1")
 
     def construct_processor(self, vocab_size: int, device: torch.device | str) -> GreenListProcessor:
         """The logits processor of one call. vocab_size: V. device: of the scores; another kind has other lists."""
@@ -180,10 +180,7 @@ class WatermarkDetector:
             token_ids: [B, S], or a list of rows of any lengths. attention_mask: [B, S], 0 for padding; None: none.
         Raises: InputError for a row that is too short to score one token.
         """
-        rows = [list(row) for row in (token_ids.tolist() if isinstance(token_ids, Tensor) else token_ids)]
-        if attention_mask is not None:
-            marks = attention_mask.tolist()
-            rows = [[t for t, m in zip(r, mark, strict=True) if m] for r, mark in zip(rows, marks, strict=True)]
+        rows = read_rows(token_ids, attention_mask)
         counted = [self._count(row, number) for number, row in enumerate(rows)]
         scored, green = (torch.tensor(column) for column in zip(*counted, strict=True))
         share = self._lists.config.greenlist_ratio
@@ -198,11 +195,7 @@ class WatermarkDetector:
         # A context of "selfhash" holds the token itself.
         before = self._lists.config.context_width - (self._lists.config.seeding_scheme == "selfhash")
         if len(row) <= before:
-            raise InputError(
-                f"row {number} has {len(row)} tokens, and none of them can be scored.",
-                why=f"the first {before} only seed the lists of later ones.", fix="Pass a longer text.",
-                argument="token_ids",
-            )  # fmt: skip
+            raise too_short(number, row, before)
         grams = [tuple(row[i - before : i + 1]) for i in range(before, len(row))]
         if self._once:
             grams = list(dict.fromkeys(grams))
@@ -216,8 +209,3 @@ class WatermarkDetector:
 def _wrapped(number: int) -> int:
     """As a signed integer of 64 bits."""
     return (number + 2**63) % 2**64 - 2**63
-
-
-def _check(name: str, value: object, ok: bool, rule: str) -> None:
-    if not ok:
-        raise InputError(f"{name}={value!r} makes no sense: it must be {rule}.", argument=name)

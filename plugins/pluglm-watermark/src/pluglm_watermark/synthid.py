@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pluglm.errors import InputError
+from pluglm_watermark.reading import check, read_rows, too_short
 
 #: The linear congruential generator of newlib and musl, which adds one token after another to a hash.
 _MULTIPLIER = 6364136223846793005
@@ -42,11 +42,11 @@ class SynthIDTextWatermarkingConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keys", tuple(self.keys))
-        _check("ngram_len", self.ngram_len, self.ngram_len >= 2, "an integer >= 2")
-        _check("keys", self.keys, bool(self.keys), "one integer at least")
-        _check("context_history_size", self.context_history_size, self.context_history_size >= 1, "an integer >= 1")
+        check("ngram_len", self.ngram_len, self.ngram_len >= 2, "an integer >= 2")
+        check("keys", self.keys, bool(self.keys), "one integer at least")
+        check("context_history_size", self.context_history_size, self.context_history_size >= 1, "an integer >= 1")
         rule = "an integer from 1 to 2**24"
-        _check("sampling_table_size", self.sampling_table_size, 1 <= self.sampling_table_size <= 2**24, rule)
+        check("sampling_table_size", self.sampling_table_size, 1 <= self.sampling_table_size <= 2**24, rule)
 
     def construct_processor(self, vocab_size: int, device: torch.device | str) -> SynthIDProcessor:
         """The logits processor of one call. vocab_size: V, which the hashes do not need. device: of the scores."""
@@ -178,19 +178,12 @@ class SynthIDTextWatermarkDetector:
             token_ids: [B, S], or a list of rows of any lengths. attention_mask: [B, S], 0 for padding; None: none.
         Raises: InputError for a row that is too short to score one token.
         """
-        rows = [list(row) for row in (token_ids.tolist() if isinstance(token_ids, Tensor) else token_ids)]
-        if attention_mask is not None:
-            marks = attention_mask.tolist()
-            rows = [[t for t, m in zip(r, mark, strict=True) if m] for r, mark in zip(rows, marks, strict=True)]
+        rows = read_rows(token_ids, attention_mask)
         counts, scores = [], []
         for number, row in enumerate(rows):
             numbers = self.numbers(row)
             if not numbers.shape[0]:
-                raise InputError(
-                    f"row {number} has {len(row)} tokens, and none of them can be scored.",
-                    why=f"the first {self._numbers.config.ngram_len - 1} are only the context of later ones.",
-                    fix="Pass a longer text.", argument="token_ids",
-                )  # fmt: skip
+                raise too_short(number, row, self._numbers.config.ngram_len - 1)
             counts.append(numbers.shape[0])
             scores.append((numbers.double() @ self._weights).mean())
         scored, score = torch.tensor(counts), torch.stack(scores)
@@ -203,8 +196,3 @@ class SynthIDTextWatermarkDetector:
 def _add(hashes: Tensor, numbers: Tensor) -> Tensor:
     """One step of the hash, in integers of 64 bits that wrap around."""
     return (hashes + numbers) * _MULTIPLIER + 1
-
-
-def _check(name: str, value: object, ok: bool, rule: str) -> None:
-    if not ok:
-        raise InputError(f"{name}={value!r} makes no sense: it must be {rule}.", argument=name)
