@@ -26,6 +26,7 @@ class Repo:
         branches: branch or tag → commit. history: other commits → their files; `files` are those of COMMIT.
         redirected: files that are served from another path, as large ones are.
         claims: revision or file → commit that answers about it state, instead of its own.
+        kind: the Hub's type of the repository, "model" or "kernel".
     """
 
     files: dict[str, bytes]
@@ -38,6 +39,7 @@ class Repo:
     history: dict[str, dict[str, bytes]] = field(default_factory=dict)
     redirected: set[str] = field(default_factory=set)
     claims: dict[str, str] = field(default_factory=dict)
+    kind: str = "model"
 
     def commit(self, revision: str) -> str | None:
         """The commit of a branch, tag, whole or short hash; None if there is none."""
@@ -95,10 +97,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _route(self) -> None:
         path = unquote(urlsplit(self.path).path)
         self.hub.log.append((self.command, path, self.headers.get("Range", "")))
-        is_api = path.startswith("/api/models/")
-        parts = path.removeprefix("/api/models/" if is_api else "/").split("/")
+        is_api = path.startswith(("/api/models/", "/api/kernels/"))
+        kind = "kernel" if path.startswith(("/api/kernels/", "/kernels/")) else "model"
+        parts = path.removeprefix("/api" if is_api else "").removeprefix(f"/{kind}s").strip("/").split("/")
         repo = self.hub.repos.get("/".join(parts[:2]))
-        if repo is None:
+        if repo is None or repo.kind != kind:
             return self._send(404, headers={"X-Error-Code": "RepoNotFound"})
         if not is_api:
             if parts[2:3] not in (["resolve"], ["moved"]):

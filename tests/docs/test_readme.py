@@ -40,6 +40,7 @@ PAGES = (
     README,
     *(HOW_TO / f"{name}.md" for name in ("swap-a-part", "write-an-architecture", "choose-a-cache", "reuse-a-prompt")),
     HOW_TO / "publish-a-decoding-method.md",
+    HOW_TO / "use-a-kernel-from-the-hub.md",
     HOW_TO / "choose-a-decoding-strategy.md",
     HOW_TO / "order-of-processors.md",
     HOW_TO / "constrain-the-output.md",

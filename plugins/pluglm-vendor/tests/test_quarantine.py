@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from pluglm_vendor.quarantine import Quarantine
+from pluglm_vendor.recipe import fetched_recipe
 from pluglm_vendor.sources import HubSource
 
 from pluglm.errors import SaveError
@@ -17,9 +18,11 @@ CONTENT = {"custom_generate/generate.py": b"import helper", "custom_generate/hel
 
 
 def test_what_is_stored_comes_back(tmp_path: Path) -> None:
-    stored = Quarantine(SOURCE, tmp_path).store(CONTENT, ("notes.md",))
-    found = Quarantine(SOURCE, tmp_path).load()
-    assert found == stored
+    Quarantine(SOURCE, tmp_path).store(CONTENT, ("notes.md",))
+    known = Quarantine(SOURCE, tmp_path).load()
+    assert known == (CONTENT, ("notes.md",))
+    found = fetched_recipe(SOURCE, *known)
+    assert found is not None
     assert set(found.files) == {"custom_generate/generate.py", "custom_generate/helper.py"}
     assert found.papers == {"LICENSE": b"MIT"}
     assert found.left_out == ("notes.md",)
@@ -55,6 +58,26 @@ def test_what_is_damaged_counts_as_absent(tmp_path: Path, damage: str) -> None:
         table.write_text(json.dumps(said))
     else:
         table.write_text(json.dumps({**said, "source": "hub:evil/name@" + COMMIT}))
+    known = place.load()
+    assert known is None or fetched_recipe(SOURCE, *known) is None
+
+
+def test_a_listing_comes_back_for_its_own_source_only(tmp_path: Path) -> None:
+    place = Quarantine(SOURCE, tmp_path, form="kernel")
+    assert place.load_listing() is None
+    place.store_listing("kernel", {"README.md": 7, "build/x/y.so": None})
+    assert place.load_listing() == ("kernel", {"README.md": 7, "build/x/y.so": None})
+    listing = place.folder / "listing.json"
+    listing.write_text(listing.read_text().replace("org/name", "evil/name"))
+    assert place.load_listing() is None
+    assert Quarantine(SOURCE, tmp_path).folder != place.folder
+
+
+def test_parts_of_a_commit_share_a_place_and_not_a_table(tmp_path: Path) -> None:
+    place = Quarantine(SOURCE, tmp_path, form="kernel")
+    place.store({"build/a/x.so": b"1"}, (), "a")
+    assert place.load("a") == ({"build/a/x.so": b"1"}, ())
+    assert place.load("b") is None
     assert place.load() is None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from pluglm_vendor.recipe import provider_name
+from pluglm_vendor.bundle import provider_name
 from pluglm_vendor.sources import FolderSource, HubSource, not_pinned, parse_source
 
 from pluglm.errors import InputError

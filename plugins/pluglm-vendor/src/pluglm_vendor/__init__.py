@@ -1,4 +1,4 @@
-"""`pluglm vendor`: looks a Hub recipe through and, on consent, makes it a plugin. Imports nothing of a recipe, ever."""
+"""`pluglm vendor`: looks a recipe or a kernel through and, on consent, makes it a plugin. Imports nothing of either."""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
-"""What was fetched, as bytes in memory: shown, consented to, sealed and installed. Recipes and kernels are two forms."""
+"""What was fetched, as bytes in memory: shown, consented to, sealed and installed. It is a recipe or a kernel."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -47,7 +48,7 @@ class Bundle:
     runtime: ClassVar[tuple[str, ...]]
     init: ClassVar[str]
 
-    @property
+    @cached_property
     def table(self) -> dict[str, str]:
         """Name → sha256 of `files`."""
         return file_table(self.files)
@@ -62,7 +63,7 @@ class Bundle:
         """Of the distribution: tells two commits, or two states of a folder, apart."""
         return f"1.0+g{self.commit[:12]}" if self.commit is not None else f"1.0+d{self.digest[:12]}"
 
-    @property
+    @cached_property
     def binaries(self) -> frozenset[str]:
         """Names of files that nobody can read."""
         return frozenset()

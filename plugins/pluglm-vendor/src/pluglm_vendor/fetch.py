@@ -1,26 +1,23 @@
-"""Fetches one commit's recipe with the Hub's own client: names and sizes first, then the few files, into memory.
-
-The client's cache keeps files under their own names; a recipe goes to the quarantine instead, which does not.
-"""
+"""Fetches one commit's recipe or kernel into the quarantine: names and sizes first, then the files that count."""
 
 from __future__ import annotations
 
-import io
-import os
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TypeVar
 
-from pluglm.checkpoint.hub import explain_failure
-from pluglm.errors import InputError, ModelError, ModelNotFoundError, PluglmError
+from pluglm.errors import ModelNotFoundError, PluglmError
 from pluglm.vendored import MAX_FILE_BYTES, check_names
+from pluglm_vendor import kernel
+from pluglm_vendor.bundle import MAX_PAPER_BYTES, PAPER, check_papers
+from pluglm_vendor.hub import commit_now, download, endpoint, explained, kernel_listing, offline
+from pluglm_vendor.hub import listing as _listing
+from pluglm_vendor.kernel import Kernel, fetched_kernel, variants_of
 from pluglm_vendor.quarantine import Quarantine
-from pluglm_vendor.recipe import MAX_PAPER_BYTES, PAPER, Recipe, check_papers
+from pluglm_vendor.recipe import Recipe, fetched_recipe
 from pluglm_vendor.sources import HubSource, not_pinned
+from pluglm_vendor.variants import Here, choose
 
-if TYPE_CHECKING:
-    from huggingface_hub.hf_api import ModelInfo
-
-_TIMEOUT_S = 10.0
+_T = TypeVar("_T")
 
 
 def fetch(source: HubSource, token: str | None = None, quarantine: Quarantine | None = None) -> Recipe:
@@ -32,134 +29,93 @@ def fetch(source: HubSource, token: str | None = None, quarantine: Quarantine | 
     Raises: InputError for anything but a whole commit hash (with the hash, if the Hub can be asked), and for a recipe
         that breaks a rule; ModelError and ModelNotFoundError if the Hub refuses or cannot be reached; SaveError.
     """
-    if not source.pinned:
-        raise not_pinned(source, _commit_now(source, token), _endpoint())
+    _check_pinned(source, token)
     quarantine = quarantine or Quarantine(source)
     known = quarantine.load()
-    if known is not None:
-        return known
-    if _offline():
+    recipe = None if known is None else fetched_recipe(source, *known)
+    if recipe is not None:
+        return recipe
+    _check_online(source, quarantine)
+
+    def take() -> tuple[dict[str, bytes], tuple[str, ...]]:
+        sizes = _listing(source, token)
+        names = check_names(source.repo, sizes)
+        papers = [name for name in sizes if PAPER.fullmatch(name)]
+        check_papers(source.repo, {name: sizes[name] for name in papers})
+        content = {name: download(source, name, token, MAX_FILE_BYTES) for name in names}
+        check_names(source.repo, {name: len(content[name]) for name in names})
+        content.update({name: download(source, name, token, MAX_PAPER_BYTES) for name in papers})
+        others = sorted(n for n in sizes if n.startswith("custom_generate/") and n not in names)
+        left_out = tuple(n.removeprefix("custom_generate/") for n in others if "/__pycache__/" not in n)
+        return content, left_out
+
+    content, left_out = _asking(source, take)
+    quarantine.store(content, left_out)
+    taken = fetched_recipe(source, content, left_out)
+    assert taken is not None  # check_names wants its entry
+    return taken
+
+
+def fetch_kernel(
+    source: HubSource, wish: str | None, at: Here, token: str | None = None, quarantine: Quarantine | None = None
+) -> Kernel:
+    """One build of the kernel of a commit, from the quarantine if it was fetched before.
+
+    Args:
+        wish: name of the build; None: the one that fits. at: what is installed. The others as in `fetch`.
+    Raises: as `fetch`; InputError with every build and why if none fits.
+    """
+    _check_pinned(source, token, kernel=True)
+    quarantine = quarantine or Quarantine(source, form="kernel")
+    listed = quarantine.load_listing()
+    if listed is None:
+        _check_online(source, quarantine)
+        listed = _asking(source, lambda: kernel_listing(source, token))
+        quarantine.store_listing(*listed)
+    repo_type, sizes = listed
+    variants = tuple(variants_of(source.repo, sizes))
+    variant = choose(source.repo, variants, wish, at)
+    known = quarantine.load(variant)
+    taken = None if known is None else fetched_kernel(source, variants, variant, known[0])
+    if taken is not None:
+        return taken
+    names = kernel.check_names(source.repo, variant, sizes)
+    papers = [name for name in sizes if PAPER.fullmatch(name)]
+    check_papers(source.repo, {name: sizes[name] for name in papers}, "kernel")
+    _check_online(source, quarantine)
+
+    def take() -> dict[str, bytes]:
+        content = {name: download(source, name, token, kernel.limit(name), repo_type) for name in names}
+        kernel.check_names(source.repo, variant, {name: len(data) for name, data in content.items()})
+        return content | {name: download(source, name, token, MAX_PAPER_BYTES, repo_type) for name in papers}
+
+    content = _asking(source, take)
+    quarantine.store(content, (), variant)
+    taken = fetched_kernel(source, variants, variant, content)
+    assert taken is not None  # check_names wants a package
+    return taken
+
+
+def _check_pinned(source: HubSource, token: str | None, *, kernel: bool = False) -> None:
+    if not source.pinned:
+        raise not_pinned(source, commit_now(source, token, kernel=kernel), endpoint())
+
+
+def _check_online(source: HubSource, quarantine: Quarantine) -> None:
+    if offline():
         raise ModelNotFoundError(
             f"{source} was not fetched before.",
             why="HF_HUB_OFFLINE is set, so the Hub is not asked, and the quarantine does not have this commit.",
             fix="Run the same command once with a connection, or vendor a folder.",
             model=source.repo, path=str(quarantine.folder),
         )  # fmt: skip
+
+
+def _asking(source: HubSource, ask: Callable[[], _T]) -> _T:
+    """What `ask` gives; failures of the Hub become ours."""
     try:
-        sizes = _listing(source, token)
-        names = check_names(source.repo, sizes)
-        papers = [name for name in sizes if PAPER.fullmatch(name)]
-        check_papers(source.repo, {name: sizes[name] for name in papers})
-        content = {name: _download(source, name, token) for name in [*names, *papers]}
+        return ask()
     except PluglmError:
         raise
     except Exception as error:
-        raise _explained(source, error) from error
-    check_names(source.repo, {name: len(content[name]) for name in names})
-    others = sorted(n for n in sizes if n.startswith("custom_generate/") and n not in names)
-    left_out = tuple(n.removeprefix("custom_generate/") for n in others if "/__pycache__/" not in n)
-    return quarantine.store(content, left_out)
-
-
-def _offline() -> bool:
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-
-
-def _endpoint() -> str:
-    from huggingface_hub import constants
-
-    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or str(constants.ENDPOINT)
-
-
-def _info(source: HubSource, token: str | None, *, sizes: bool) -> ModelInfo:
-    from huggingface_hub import HfApi
-
-    return HfApi(endpoint=_endpoint(), token=token).model_info(
-        source.repo, revision=source.revision or None, timeout=_TIMEOUT_S, files_metadata=sizes
-    )
-
-
-def _commit_now(source: HubSource, token: str | None) -> str | None:
-    """The commit that a branch, tag or short hash leads to; None if the Hub cannot be asked or does not know it."""
-    if _offline():
-        return None
-    try:
-        found = _info(source, token, sizes=False).sha
-    except Exception:  # noqa: BLE001 - whatever it is, the reader has another error to read, which says what to do
-        return None
-    return found if found is not None and HubSource(source.repo, found).pinned else None
-
-
-def _listing(source: HubSource, token: str | None) -> Mapping[str, int | None]:
-    """Name → size in bytes of all files of the commit."""
-    info = _info(source, token, sizes=True)
-    if info.sha != source.revision:
-        raise InputError(
-            f"the Hub answered for commit {info.sha}, not for {source.revision}.",
-            why="a branch or a tag may bear a name that looks like a commit.",
-            fix=f"Look the commit up at {_endpoint()}/{source.repo}/commits/main.",
-            argument="source",
-        )
-    return {file.rfilename: file.size for file in info.siblings or []}
-
-
-class _Limited(io.BytesIO):
-    """Takes at most `limit` bytes, whatever was announced."""
-
-    def __init__(self, name: str, limit: int) -> None:
-        super().__init__()
-        self._name, self._limit = name, limit
-
-    def write(self, data: bytes) -> int:  # type: ignore[override]
-        if self.tell() + len(data) > self._limit:
-            raise InputError(
-                f"{self._name} is larger than {self._limit} bytes.",
-                why="a recipe is code; the Hub sent more than it had announced.",
-                fix="Look at the repository, and at HF_ENDPOINT if that is set.",
-                argument="source",
-            )
-        return super().write(data)
-
-
-def _download(source: HubSource, name: str, token: str | None) -> bytes:
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined] # documented, not in its __all__
-
-    url = hf_hub_url(source.repo, name, revision=source.revision, endpoint=_endpoint())
-    found = get_hf_file_metadata(url, token=token, timeout=_TIMEOUT_S, endpoint=_endpoint())
-    if found.commit_hash != source.revision:
-        raise InputError(
-            f"the Hub answered with {name} of commit {found.commit_hash}, not of {source.revision}.",
-            why="the file would not be what the commit names.",
-            fix="Try again; look at HF_ENDPOINT if that is set.",
-            argument="source",
-        )
-    target = _Limited(name, MAX_PAPER_BYTES if PAPER.fullmatch(name) else MAX_FILE_BYTES)
-    headers = build_hf_headers(token=token)
-    http_get(url, target, headers=headers, expected_size=found.size, displayed_filename=name, tqdm_class=_silent())
-    return target.getvalue()
-
-
-def _silent() -> type:
-    """A bar that is not drawn: these are a few kilobytes."""
-    from huggingface_hub.utils.tqdm import tqdm
-
-    class Silent(tqdm):
-        def __init__(self, *args: object, **kwargs: object) -> None:
-            super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
-
-    return Silent
-
-
-def _explained(source: HubSource, error: Exception) -> ModelError:
-    from huggingface_hub import errors
-
-    if isinstance(error, errors.RevisionNotFoundError):
-        return ModelNotFoundError(
-            f"{source.repo} has no commit {source.revision}.",
-            why="the Hub knows the repository, but not that commit.",
-            fix=f"Look it up at {_endpoint()}/{source.repo}/commits/main and copy the whole hash.",
-            model=source.repo, path=str(source),
-        )  # fmt: skip
-    return explain_failure(source.repo, source.revision, error)
+        raise explained(source, error) from error

@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -84,7 +85,7 @@ class Kernel(Bundle):
         """As of any; two builds of one commit differ in it, too."""
         return f"{super().version}.{self.variant.replace('-', '.').replace('_', '.')}"
 
-    @property
+    @cached_property
     def binaries(self) -> frozenset[str]:
         """Libraries, and whatever is no text."""
         return frozenset(name for name, data in self.files.items() if name.endswith(_LIBRARIES) or not _is_text(data))
@@ -101,7 +102,7 @@ class Kernel(Bundle):
         try:
             said = json.loads(data)
         except (ValueError, RecursionError) as error:
-            raise unfit(self.repo, f"{METADATA} is no JSON: {ascii(str(error))}.", "Ask its author.") from error
+            raise unfit(self.repo, f"{METADATA} is no JSON: {str(error)!a}.", "Ask its author.") from error
         if not isinstance(said, dict):
             raise unfit(self.repo, f"{METADATA} is no object of JSON.", "Ask its author.")
         return said
@@ -113,7 +114,7 @@ class Kernel(Bundle):
         unknown = sorted(key for key in said if "depends" in key and key not in _DEPENDS and said[key])
         if unknown:
             raise unfit(
-                self.repo, f"{METADATA} says {ascii(unknown[0])}, so it needs what is not taken along.",
+                self.repo, f"{METADATA} says {unknown[0]!a}, so it needs what is not taken along.",
                 "Take a kernel that stands alone.",
             )  # fmt: skip
         backends = said.get(_DEPENDS[1]) or {}
@@ -171,7 +172,7 @@ def check_names(source: str, variant: str, names: Mapping[str, int | None]) -> l
     inside = sorted(name for name in names if name.startswith(prefix) and "/__pycache__/" not in name)
     odd = [name for name in inside if not is_kernel_file(name)]
     if odd:
-        raise unfit(source, f"{ascii(odd[0])} is no plain name of a file.", "Ask its author to rename it.")
+        raise unfit(source, f"{odd[0]!a} is no plain name of a file.", "Ask its author to rename it.")
     if len({name.lower() for name in inside}) != len(inside):
         raise unfit(source, "two file names differ in nothing but capitals.", "Ask its author to rename one.")
     if package_folder(inside) is None:
@@ -182,8 +183,8 @@ def check_names(source: str, variant: str, names: Mapping[str, int | None]) -> l
     if large or len(inside) > MAX_FILES or total > MAX_TOTAL_BYTES:
         found = f"{large[0]} has {sizes[large[0]]} bytes" if large else f"it has {len(inside)} files of {total} bytes"
         raise unfit(
-            source, f"{found}; at most {MAX_FILES} files, {MAX_TEXT_BYTES} bytes a file of Python and {MAX_TOTAL_BYTES} "
-            "bytes in all are taken.", "Ask its author for less.",
+            source, f"{found}; at most {MAX_FILES} files, {MAX_TEXT_BYTES} bytes a file of Python and "
+            f"{MAX_TOTAL_BYTES} bytes in all are taken.", "Ask its author for less.",
         )  # fmt: skip
     return inside
 
@@ -211,7 +212,7 @@ def read_kernel_folder(source: FolderSource, wish: str | None, at: Here) -> Kern
         folder = Path(path)
         for name in [*folders, *inside]:
             if (folder / name).is_symlink() or folder.is_symlink():
-                raise unfit(source.repo, f"{ascii(name)} is a symbolic link.", "Put the file itself there.")
+                raise unfit(source.repo, f"{name!a} is a symbolic link.", "Put the file itself there.")
         for name in inside:
             names[(folder / name).relative_to(source.path).as_posix()] = (folder / name).stat().st_size
     variants = variants_of(str(source.path), names)

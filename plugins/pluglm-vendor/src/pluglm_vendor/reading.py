@@ -1,4 +1,4 @@
-"""Reads the Python of a recipe as text: what it defines, what it imports, which calls deserve a look. Runs nothing.
+"""Reads Python as text: what it defines, what it imports, which calls deserve a look. Runs nothing.
 
 What is found is information for the person who decides. Code has many ways to do a thing without naming it: an empty
 list says nothing about innocence, and there is no sandbox.
@@ -11,7 +11,7 @@ import io
 import tokenize
 import unicodedata
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pluglm.errors import InputError
@@ -75,14 +75,9 @@ def read_code(repo: str, files: Mapping[str, bytes]) -> Reading:
     Raises: InputError for Python that cannot be read as UTF-8, does not parse, imports a file that is not there, or
         does not define `generate`.
     """
-    trees = {name: _parsed(repo, name, data) for name, data in sorted(files.items()) if name.endswith(".py")}
-    imports: set[str] = set()
-    findings: list[Finding] = []
+    trees = _trees(repo, files)
     for name, tree in trees.items():
-        imports |= _imports(repo, name, tree, files)
-        short = name.removeprefix(FOLDER + "/")
-        findings += sorted(set(_findings(short, tree)), key=lambda f: (int(f.place.rpartition(":")[2]), f.what))
-        findings += _hidden(short, files[name].decode("utf-8"))
+        _check_relative(repo, name, tree, files)
     if "generate" not in set(_defined(trees[ENTRY].body)):
         raise InputError(
             f"{ENTRY} of `{repo}` does not define `generate`.",
@@ -90,6 +85,43 @@ def read_code(repo: str, files: Mapping[str, bytes]) -> Reading:
             fix="Ask its author; def generate(model, input_ids, generation_config=None, **kwargs) is the form.",
             argument="source",
         )
+    return _reading(trees, files, FOLDER + "/")
+
+
+def read_package(repo: str, files: Mapping[str, bytes], folder: str, functions: Sequence[str]) -> Reading:
+    """Read all modules of a kernel's package.
+
+    Args:
+        repo: for messages. files: name → content; what is no Python is not read.
+        folder: of the package's `__init__.py`. functions: names that it must define or import.
+    Raises: InputError for Python that cannot be read as UTF-8, does not parse, or lacks a function.
+    """
+    trees = _trees(repo, files)
+    entry = f"{folder}/__init__.py"
+    defined = set(_defined(trees[entry].body))
+    absent = [name for name in functions if name not in defined]
+    if absent and "*" not in defined:  # what a star brings is known when it is imported, and asked for then
+        raise InputError(
+            f"{entry} of `{repo}` does not define {absent[0]}.",
+            why=f"a kernel of attention has the functions {' and '.join(functions)}; nothing of it was run.",
+            fix="Take a repository of attention kernels, such as one of flash-attn.",
+            argument="source",
+        )
+    return _reading(trees, files, folder + "/")
+
+
+def _trees(repo: str, files: Mapping[str, bytes]) -> dict[str, ast.Module]:
+    return {name: _parsed(repo, name, data) for name, data in sorted(files.items()) if name.endswith(".py")}
+
+
+def _reading(trees: Mapping[str, ast.Module], files: Mapping[str, bytes], prefix: str) -> Reading:
+    imports: set[str] = set()
+    findings: list[Finding] = []
+    for name, tree in trees.items():
+        imports |= _imports(tree)
+        short = name.removeprefix(prefix)
+        findings += sorted(set(_findings(short, tree)), key=lambda f: (int(f.place.rpartition(":")[2]), f.what))
+        findings += _hidden(short, files[name].decode("utf-8"))
     return Reading(tuple(sorted(imports)), tuple(findings))
 
 
@@ -129,26 +161,31 @@ def _defined(body: list[ast.stmt]) -> Iterator[str]:
                 yield from _defined([*first, *(n for h in handlers for n in h.body), *second, *third])
 
 
-def _imports(repo: str, name: str, tree: ast.Module, files: Mapping[str, bytes]) -> set[str]:
-    """Top-level names of the packages that a module imports; a relative import must find its file."""
+def _imports(tree: ast.Module) -> set[str]:
+    """Top-level names of the packages that a module imports."""
     found: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             found.add((node.module or "").partition(".")[0])
-        elif isinstance(node, ast.ImportFrom):
-            wanted = [node.module] if node.module else [alias.name for alias in node.names]
-            for module in wanted:
-                if node.level > 1 or f"{FOLDER}/{module}.py" not in files:
-                    dots = "." * node.level
-                    raise InputError(
-                        f"{name}, line {node.lineno}, of `{repo}` imports {dots}{module}, which is not there.",
-                        why=f"a recipe reaches the files of its own folder, {FOLDER}, and no others of its repository.",
-                        fix="Ask its author to put the file beside generate.py.",
-                        argument="source",
-                    )
     return found
+
+
+def _check_relative(repo: str, name: str, tree: ast.Module, files: Mapping[str, bytes]) -> None:
+    """A relative import of a recipe must find its file. Raises: InputError."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ImportFrom) or node.level == 0:
+            continue
+        for module in [node.module] if node.module else [alias.name for alias in node.names]:
+            if node.level > 1 or f"{FOLDER}/{module}.py" not in files:
+                dots = "." * node.level
+                raise InputError(
+                    f"{name}, line {node.lineno}, of `{repo}` imports {dots}{module}, which is not there.",
+                    why=f"a recipe reaches the files of its own folder, {FOLDER}, and no others of its repository.",
+                    fix="Ask its author to put the file beside generate.py.",
+                    argument="source",
+                )
 
 
 def _findings(short: str, tree: ast.Module) -> Iterator[Finding]:

@@ -1,8 +1,8 @@
 """The builds of a kernel: what their names say, and which of them fits the torch that is installed.
 
 Names: `torch28-cxx11-cu128-x86_64-linux` (torch 2.8, C++11 ABI, CUDA 12.8), without the ABI in newer builds and outside
-Linux; `torch-cuda` for Python that is compiled when it runs; `torch-universal` for the same, of whatever backend. Within
-a major version, a build for an older CUDA runs on a newer one. Source: huggingface/kernels, docs/source/
+Linux; `torch-cuda` for Python that is compiled when it runs; `torch-universal` for the same, of whatever backend.
+Within a major version, a build for an older CUDA runs on a newer one. Source: huggingface/kernels, docs/source/
 kernel-requirements.md and kernels/src/kernels/variants.py, 2026.
 """
 
@@ -62,7 +62,11 @@ def misfit(name: str, at: Here) -> str | None:
     """Why a build does not run on a machine; None if it does."""
     if name.startswith("torch-"):
         backend = name.removeprefix("torch-")
-        return None if backend in ("universal", at.backend) else f"it is for {backend}, and torch is built for {at.backend}"
+        return (
+            None
+            if backend in ("universal", at.backend)
+            else f"it is for {backend}, and torch is built for {at.backend}"
+        )
     match = _COMPILED.fullmatch(name)
     if match is None:
         return "its name does not say what it is for, in a way that is known here"

@@ -24,6 +24,8 @@ from pluglm_vendor.bundle import Bundle
 
 #: The oldest time a zip can state: a wheel says nothing about when it was made.
 _EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
 def write_wheel(bundle: Bundle, name: str, requirements: Sequence[Requirement], out: Path) -> Path:
     """Write the wheel into the folder `out`, whole or not at all, and return its path.
 
@@ -33,7 +35,7 @@ def write_wheel(bundle: Bundle, name: str, requirements: Sequence[Requirement], 
     """
     package = bundle.distribution(name).replace("-", "_")
     content = _content(bundle, name, package, requirements)
-    stored = {f"{package}/{bundle.place}/{name}" for name in bundle.binaries}  # they hardly shrink, and are large
+    stored = {f"{package}/{bundle.place}/{file}" for file in bundle.binaries}  # they hardly shrink, and are large
     path = out / f"{package}-{bundle.version}-{bundle.tag}.whl"
     try:
         out.mkdir(parents=True, exist_ok=True)
