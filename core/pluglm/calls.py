@@ -95,6 +95,7 @@ class CallReader:
         }
         model_kwargs: dict[str, Any] = {k: settings.pop(k) for k in ("past_key_values", "use_cache") if k in settings}
         _check_passed(passed, model_kwargs.get("past_key_values"))
+        check_flag("use_cache", model_kwargs.get("use_cache"))
         description = self.context.description
         start = settings.pop("decoder_start_token_id", None) if description.is_encoder_decoder else None
         wanted = self.strategies.wanted(settings.pop("decoding", None), settings.pop("custom_generate", None))
@@ -170,9 +171,7 @@ class CallReader:
 def without_healing(config: GenerationConfig) -> tuple[GenerationConfig, bool]:
     """`config` without `token_healing`, which is done before a strategy is called, and whether it was set."""
     healing = config.extra.get("token_healing", False)
-    if not isinstance(healing, bool):
-        raise InputError(f"token_healing={healing!r} makes no sense: it must be True or False.",
-                         argument="token_healing")  # fmt: skip
+    check_flag("token_healing", healing)
     extra = {name: value for name, value in config.extra.items() if name != "token_healing"}
     return (dataclasses.replace(config, extra=extra) if "token_healing" in config.extra else config), healing
 
@@ -192,6 +191,12 @@ def read_seed(seed: Any, generator: Any) -> Any:
             argument="generator",
         )  # fmt: skip
     return int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device, dtype=torch.int64))
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Refuse what is neither True, False nor None: `use_cache="no"` would be taken for True."""
+    if value is not None and not isinstance(value, bool):
+        raise InputError(f"{name}={value!r} makes no sense: it must be True or False.", argument=name)
 
 
 def _check_passed(passed: Mapping[str, Any], cache: Any) -> None:

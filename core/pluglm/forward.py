@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pluglm.contracts.model import ForwardInput, ForwardOutput, ModelDescription
 from pluglm.errors import InputError, UnsupportedRequestError
 from pluglm.outputs import CausalOutput
-from pluglm.passed import Passed, check_cache, check_length, unknown_argument
+from pluglm.passed import Passed, check_cache, check_kept, check_length, unknown_argument
 
 if TYPE_CHECKING:
     from pluglm.contracts.cache import Cache, CacheLayout
@@ -98,6 +98,7 @@ class BuiltModel(nn.Module):
         if cache is None and use_cache:
             cache = self.new_cache(batch_size=B, capacity=self.description.max_seq_len)
         check_cache(cache, B, T, cache_position)
+        check_kept(logits_to_keep)
         # A cache that streams keeps the distances within the context by itself, however long the text.
         limit = None if cache is not None and cache.streams else self.description.max_seq_len
         check_length((cache.length if cache is not None else 0) + T, limit)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from pluglm.build import SKIP, Built, LoadContext, build
-from pluglm.calls import Call, CallReader
+from pluglm.calls import Call, CallReader, check_flag
 from pluglm.completions import Completion, completions
 from pluglm.constraints import Constraints
 from pluglm.contracts.decoding import DecodingStrategy, GenerationConfig, GenerationOutput
@@ -98,6 +98,7 @@ class LanguageModel:
     def complete(self, prompt: Any, **settings: Any) -> Completion | list[Completion]:
         """As `generate`, with token ids, finish reason and log-probabilities."""
         progress = settings.pop("progress", False)
+        check_flag("progress", progress)
         call = self._calls.read(prompt, settings)
         if progress:
             rows = len(call.prompts.rows) * (call.config.num_return_sequences or 1)

@@ -47,6 +47,10 @@ class Passed:
             name = ids if self.ids is not None else embeds
             raise InputError(f"{name} is a {type(tokens).__name__}, not a tensor.",
                              fix="Pass torch.tensor(…) of shape [B, T].", argument=name)  # fmt: skip
+        for name, given in ((f"{self.prefix}attention_mask", self.mask), ("position_ids", self.position_ids)):
+            if given is not None and not isinstance(given, Tensor):
+                raise InputError(f"{name} is a {type(given).__name__}, not a tensor.",
+                                 fix="Pass torch.tensor(…) of shape [B, T].", argument=name)  # fmt: skip
         if self.ids is not None:
             self._check_ids(self.ids, vocab_size)
         elif tokens.ndim != 3 or tokens.shape[2] != hidden_size:
@@ -148,6 +152,15 @@ def check_length(tokens: int, limit: int | None, *, whose: str = "model") -> Non
             fix=f"Shorten the input to {limit} tokens{', new ones included' if whose != 'encoder' else ''}.",
             tokens=tokens,
             limit=limit,
+        )
+
+
+def check_kept(logits_to_keep: int | Tensor) -> None:
+    """Raise InputError for what names no cells: a negative number would be counted from the front."""
+    if not isinstance(logits_to_keep, Tensor) and (type(logits_to_keep) is not int or logits_to_keep < 0):
+        raise InputError(
+            f"logits_to_keep={logits_to_keep!r} makes no sense: it must be an integer >= 0, or a tensor of indices.",
+            argument="logits_to_keep",
         )
 
 

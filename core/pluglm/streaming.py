@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import queue
 import threading
 from collections.abc import AsyncGenerator, Generator, Mapping
@@ -66,6 +67,13 @@ def stream_tokens(
             streamer._offer(_END)
 
     thread = threading.Thread(target=work, name="pluglm-stream", daemon=True)
+
+    def stop() -> None:
+        streamer.cancelled.set()
+        thread.join()
+
+    # A reader that an exception ends may still hold this iterator when the interpreter goes down under the thread.
+    atexit.register(stop)
     thread.start()
     try:
         while (item := streamer.steps.get()) is not _END:
@@ -73,8 +81,8 @@ def stream_tokens(
         if failure:
             raise failure[0]
     finally:
-        streamer.cancelled.set()
-        thread.join()
+        atexit.unregister(stop)
+        stop()
 
 
 async def in_background(iterator: Generator[T, None, None]) -> AsyncGenerator[T, None]:

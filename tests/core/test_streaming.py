@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -236,3 +238,19 @@ def test_an_exception_in_the_strategy_reaches_the_async_reader() -> None:
 
     with pytest.raises(ValueError, match="broken on purpose"):
         asyncio.run(main())
+
+
+def test_a_program_that_an_exception_ends_in_a_stream_leaves_in_order() -> None:
+    program = (
+        "import time, torch\n"
+        "from pluglm.streaming import stream_tokens\n"
+        "def strategy(model, ids, streamer, stopping_criteria):\n"
+        "    while not bool(stopping_criteria[0](ids, None).all()):\n"
+        "        torch.randn(64, 64) @ torch.randn(64, 64)\n"
+        "        streamer.put(torch.tensor([1]))\n"
+        "tokens = stream_tokens(strategy, None, torch.tensor([[1]]), {})\n"
+        "next(tokens)\n"
+        "raise SystemExit('the reader fails')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr.strip()) == (1, "the reader fails")

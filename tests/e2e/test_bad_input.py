@@ -350,6 +350,36 @@ CALLS: dict[str, tuple[Say, type[PluglmError], tuple[str, ...]]] = {
     "end token beyond the vocabulary": (generate(eos_token_id=999), InputError, ("eos_token_id", "vocabulary of 307")),
     "pad token beyond the vocabulary": (
         generate([[5], [6, 7]], pad_token_id=999), InputError, ("pad_token_id=999", "vocabulary of 307")),
+    "pad token is a text": (generate(pad_token_id="x"), InputError, ("pad_token_id='x'", "id of a token")),
+    "pad token is True": (generate([[5], [6, 7]], pad_token_id=True), InputError, ("pad_token_id=True", "id of a token")),
+    "bos token is a text": (generate(bos_token_id="x"), InputError, ("bos_token_id='x'", "id of a token")),
+    "use_cache 'no'": (generate(use_cache="no"), InputError, ("use_cache='no'", "True or False")),
+    "progress 3": (generate(progress=3), InputError, ("progress=3", "True or False")),
+    "processor returns nothing": (
+        generate(logits_processor=[lambda ids, s: None]), InputError, ("returned a NoneType", "(1, 307)", "To do")),
+    "processor cuts the vocabulary": (
+        generate(logits_processor=[lambda ids, s: s[:, :3]]), InputError, ("shape (1, 3)", "(1, 307)", "To do")),
+    "placed processor returns nothing": (
+        generate(logits_processor=[pluglm.contracts.Placed(lambda ids, s: None, before="top_k")]), InputError,
+        ("a logits processor returned a NoneType", "To do")),
+    "criterion returns one flag": (
+        generate(stopping_criteria=[lambda ids, s: True]), InputError, ("returned a bool", "one flag a row", "torch.full")),
+    "criterion of other rows": (
+        generate(stopping_criteria=[lambda ids, s: torch.zeros(5)]), InputError, ("shape (5,)", "[1] bool")),
+    "criterion of a search": (
+        generate(num_beams=2, stopping_criteria=[lambda ids, s: None]), InputError, ("returned a NoneType", "torch.full")),
+    "prefix function returns a number": (
+        generate(prefix_allowed_tokens_fn=lambda row, ids: 5), InputError, ("returned 5", "0 to 306", "Return []")),
+    "prefix function counts from the end": (
+        generate(prefix_allowed_tokens_fn=lambda row, ids: [5, -1]), InputError, ("returned [5, -1]", "0 to 306")),
+    "callable without a place for what was prepared": (
+        generate(custom_generate=lambda model, input_ids: input_ids), PluglmError,
+        ("takes no attention_mask", "**model_kwargs")),
+    "callable without a prompt": (
+        generate(custom_generate=lambda model, **rest: model), PluglmError, ("takes no input_ids", "To do")),
+    "callable that needs more": (
+        generate(custom_generate=lambda model, input_ids, own, **rest: input_ids), PluglmError,
+        ("needs own, and it was not passed", "Pass own=")),
     "processor is none": (generate(logits_processor=3), InputError, ("logits_processor", "To do")),
     "stream of a batch": (lambda lm: lm.stream(["a", "b"]), InputError, ("one completion", "2 prompts", "stream_batch")),
     "stream of several samples": (
@@ -372,6 +402,9 @@ CALLS: dict[str, tuple[Say, type[PluglmError], tuple[str, ...]]] = {
     "model: ids beyond the vocabulary": (run(input_ids=torch.tensor([[V]])), InputError, ("307", "vocabulary")),
     "model: no tokens": (run(input_ids=torch.zeros(1, 0, dtype=torch.long)), InputError, ("shape (1, 0)", "no token to run")),
     "model: mask of another width": (run(attention_mask=torch.ones(1, 4)), InputError, ("attention_mask", "[1, 3]")),
+    "model: keeps fewer than no logits": (run(logits_to_keep=-1), InputError, ("logits_to_keep=-1", "an integer >= 0")),
+    "model: mask is a number": (run(attention_mask=3), InputError, ("attention_mask is a int", "torch.tensor")),
+    "model: positions are a list": (run(position_ids=[0, 1, 2]), InputError, ("position_ids is a list", "torch.tensor")),
     "model: too long": (
         run(input_ids=torch.ones(1, CONTEXT + 1, dtype=torch.long)), ContextLengthError, ("193 tokens", "context of 192")),
 }  # fmt: skip

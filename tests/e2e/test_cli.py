@@ -264,5 +264,6 @@ def test_the_program_tells_a_typo_without_a_traceback(folder: Path) -> None:
 
 def test_an_error_of_a_call_comes_before_anything_is_printed(run: Run, folder: Path) -> None:
     for more in ((), ("--no-stream",)):
-        result = run("generate", "-m", folder, "--temperature", "0", *more, "the cat")
-        assert (result.code, result.out) == (1, "")
+        for wrong in (("--temperature", "0"), ("--stop", "")):
+            result = run("generate", "-m", folder, *wrong, *more, "the cat")
+            assert (result.code, result.out) == (1, "")

@@ -24,7 +24,10 @@ from pluglm.registry import Registry
 TOKENS, WARM_UP = 100, 5
 CORE = Path(pluglm.__file__).parent
 #: The modules of the core that may run for a token; every other one is control plane.
-DATA_PLANE = {"forward", "outputs", "passed", "seq2seq", "streaming", "text_stream", "lm", "errors"}
+DATA_PLANE = {
+    "forward", "outputs", "passed", "seq2seq", "streaming", "text_stream", "lm", "row_texts", "constrained", "healing",
+    "errors",
+}  # fmt: skip
 FOREIGN = {
     "a pluggy call": str(Path(pluggy.__file__).parent),
     "inspect": inspect.__file__,
@@ -103,6 +106,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sampling": {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.01, "seed": 7},
     "penalty and stop": {"repetition_penalty": 1.1, "stop_strings": ("\x00never",)},
     "without a cache": {"use_cache": False},
+    "a grammar": {"constraint": {"regex": "[a-z ]*"}},
 }
 END = {"max_new_tokens": WARM_UP + TOKENS + 3, "min_new_tokens": WARM_UP + TOKENS + 3}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from itertools import chain
 from typing import Any
 
 import click
@@ -62,8 +63,9 @@ def command(prompt: str | None, as_json: bool, no_stream: bool, **arguments: Any
             click.echo(c.text)
         return
     pieces = lm.stream(prompt, **settings)
+    first = next(pieces, "")  # a strategy checks what it is told when it begins
     click.echo(prompt, nl=False)
-    for piece in pieces:
+    for piece in chain((first,), pieces):
         click.echo(piece, nl=False)
         sys.stdout.flush()
     click.echo()

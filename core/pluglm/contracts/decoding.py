@@ -109,6 +109,8 @@ class GenerationConfig:
         for name, kind, rule in (("eos_token_id", int, "an id or several"), ("stop_strings", str, "a text or several")):
             value = getattr(self, name)
             check(name, value is None or (isinstance(value, tuple) and all(type(v) is kind for v in value)), rule)
+        for name in ("bos_token_id", "pad_token_id"):
+            check(name, getattr(self, name) is None or type(getattr(self, name)) is int, "the id of a token")
         seeds = self.seed if isinstance(self.seed, tuple) else () if self.seed is None else (self.seed,)
         check(
             "seed",

@@ -89,11 +89,20 @@ CALLS: list[tuple[dict[str, Any], str]] = [
     ({"max_length": 2}, "max_length=2 leaves no room"),
     ({"max_new_tokens": 999}, "more than the model's context of 256"),
     ({"do_sample": "yes"}, "do_sample='yes' makes no sense"),
+    ({"max_new_tokens": "3"}, "max_new_tokens='3' makes no sense: it must be an integer"),
+    ({"num_beams": "3"}, "num_beams='3' makes no sense"),
+    ({"pad_token_id": "x"}, "pad_token_id='x' makes no sense"),
+    ({"use_cache": "no"}, "use_cache='no' makes no sense"),
+    ({"max_time": "1"}, "max_time='1' makes no sense"),
+    ({"input_ids": IDS[0]}, "input_ids has shape \\(3,\\); it must be \\[B, S\\].\n.*input_ids\\[None\\]"),
+    ({"custom_generate": lambda model, input_ids: input_ids}, "takes no attention_mask.*\n.*\n.*model_kwargs"),
     ({"do_sample": True, "temperature": 0.0}, "temperature=0.0 makes no sense"),
     ({"inputs_embeds": torch.zeros(1, 2, 24), "input_ids": None}, "ids of what they continue"),
     ({"encoder_outputs": (IDS,)}, "of encoder-decoders"),
     ({"token_type_ids": IDS}, "no model here reads them"),
     ({"attention_mask": [1, 1, 1]}, "attention_mask is a list"),
+    ({"stopping_criteria": [lambda ids, scores: None]}, "criterion returned None.*\n.*one flag a row"),
+    ({"stopping_criteria": [lambda ids, scores: torch.zeros(5)]}, "criterion returned tensor.*\n.*one flag a row"),
     ({"logits_processor": [3]}, "must be a list of callables"),
     ({"streamer": object()}, "no method put"),
     ({"custom_generate": "org/method"}, "pluglm vendor hub:org/method"),
@@ -121,6 +130,7 @@ METHODS: list[tuple[Callable[[Any], Any], str]] = [
     (lambda m: m(IDS, labels=IDS[:, :2]), "labels have shape \\(1, 2\\)"),
     (lambda m: m(IDS, output_attentions=True), "do not keep their weights"),
     (lambda m: m(IDS, maks=IDS), "maks"),
+    (lambda m: hf.AutoModelForCausalLM.from_pretrained(3), "3 names no model.*\n.*Hub"),  # type: ignore[arg-type]
     (lambda m: m.generate([[0, 5]]), "input_ids is a list, not a tensor"),
     (lambda m: m.generate(IDS, input_ids=IDS), "both hold the prompt"),
 ]
@@ -138,8 +148,11 @@ def test_an_embedding_of_the_same_size_is_no_resize(llama: Any) -> None:
 
 
 TOKENIZING: list[tuple[Callable[[Any], Any], str]] = [
+    (lambda t: t.decode("x"), "token_ids is a str, not ids.*\n.*list of ids"),
+    (lambda t: t.decode(None), "token_ids is a NoneType, not ids"),
     (lambda t: t(["a", "b c d e"], return_tensors="pt"), "different lengths are no tensor.*\n.*\n.*padding=True"),
     (lambda t: t("a", return_tensors="np"), 'Pass "pt" or None'),
+    (lambda t: t("a", truncation=True, max_length=-1), "max_length=-1 makes no sense"),
     (lambda t: t("a", padding="wide"), "padding='wide' makes no sense"),
     (lambda t: t("a", truncation="both"), "truncation='both' makes no sense"),
     (lambda t: t("a", max_length=4), "max_length=4 is read only with truncation"),

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import index
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pluglm.errors import InputError
 from pluglm_decoding_blocks.texts import NO_TOKEN, Texts
 
 #: (number of the prompt, its text so far [S], padding left out) -> ids that may follow.
@@ -31,11 +34,26 @@ class PrefixAllowed:
         """[R, V]."""
         mask = torch.full_like(scores, -torch.inf)
         for row, text in enumerate(self._texts.real(input_ids)):
-            allowed = list(self._function(row // self._rows, text[text != NO_TOKEN]))
-            mask[row, allowed] = 0.0
+            allowed = self._function(row // self._rows, text[text != NO_TOKEN])
+            mask[row, _ids(allowed, scores.shape[1])] = 0.0
         left = scores + mask
         nothing = (left.amax(-1) == -torch.inf).view(-1, self._rows).all(-1)  # [B]
         return torch.where(nothing.repeat_interleave(self._rows)[:, None], mask, left)
+
+
+def _ids(allowed: Any, vocab_size: int) -> list[int]:
+    """What the caller's function returned, as a list. Raises InputError if it names no tokens of the vocabulary."""
+    try:
+        ids = [index(token) for token in allowed]
+    except TypeError:
+        ids = [-1]
+    if not all(0 <= token < vocab_size for token in ids):
+        raise InputError(
+            f"prefix_allowed_tokens_fn returned {allowed!r}.",
+            why=f"it must return a list of token ids, each from 0 to {vocab_size - 1}.",
+            fix="Return [] where nothing may follow.", argument="prefix_allowed_tokens_fn",
+        )  # fmt: skip
+    return ids
 
 
 class Suppress:

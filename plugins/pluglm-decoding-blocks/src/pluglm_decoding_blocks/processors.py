@@ -6,13 +6,15 @@ The order is that of `pluglm.contracts.STAGES`, the numbers are those of transfo
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pluglm.contracts import GenerationConfig, LogitsProcessor
+from pluglm.contracts import GenerationConfig, LogitsProcessor, Placed
+from pluglm.errors import InputError
 from pluglm_decoding_blocks.allowed import PrefixAllowed, Suppress, remove_invalid
 from pluglm_decoding_blocks.biases import SequenceBias, bad_words
 from pluglm_decoding_blocks.fields import ProcessorFields, read_fields
@@ -22,6 +24,7 @@ from pluglm_decoding_blocks.order import in_order
 from pluglm_decoding_blocks.penalties import ExponentialDecay, RepetitionPenalty, SourcePenalty
 from pluglm_decoding_blocks.source import Source
 from pluglm_decoding_blocks.texts import Texts
+from pluglm_decoding_blocks.values import described
 from pluglm_decoding_blocks.warpers import Stage, Warpers
 
 
@@ -52,7 +55,7 @@ class Processors:
             stages["watermark"] = _Watermark(fields.watermarking_config, texts, device)
         if fields.renormalize_logits:
             stages["renormalize"] = _without_ids(lambda scores: scores.log_softmax(-1))
-        self._chain = in_order(stages, own or ())
+        self._chain = in_order(stages, [_looked_at(process) for process in own or ()])
         # Whoever asks for invalid values to be removed wants to go on where the model gave some.
         self._foreign = bool(own) and not fields.remove_invalid_values
 
@@ -77,6 +80,25 @@ class Processors:
         for process in self._chain:
             scores = process(input_ids, scores)
         return scores, raw
+
+
+def _looked_at(process: LogitsProcessor) -> LogitsProcessor:
+    """A processor of the caller's, at its place, that fails where it returns no scores for every token."""
+    if isinstance(process, Placed):
+        return dataclasses.replace(process, process=_looked_at(process.process))
+
+    def run(input_ids: Tensor, scores: Tensor) -> Tensor:
+        wanted = scores.shape
+        found: Any = process(input_ids, scores)
+        if not isinstance(found, Tensor) or found.shape != wanted:
+            raise InputError(
+                f"a logits processor returned {described(found)}.",
+                why=f"it must return scores of the shape that it was given, {tuple(wanted)}.",
+                fix="Return the scores, changed in place or anew.", argument="logits_processor",
+            )  # fmt: skip
+        return found
+
+    return run
 
 
 def known_best(best: Tensor, raw: Tensor | None) -> Tensor:

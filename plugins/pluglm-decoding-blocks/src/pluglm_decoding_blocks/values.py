@@ -19,6 +19,12 @@ def senseless(name: str, value: object, rule: str) -> InputError:
     return InputError(f"{name}={value!r} makes no sense: it must be {rule}.", argument=name)
 
 
+def described(value: object) -> str:
+    """What a caller's function returned, in a few words: a tensor's shape, another thing's type."""
+    shape = getattr(value, "shape", None)
+    return f"a {type(value).__name__}" if shape is None else f"a tensor of shape {tuple(shape)}"
+
+
 def said(config: GenerationConfig, name: str) -> Any:
     """The field of `config`, own or extra; None: not said."""
     return config.extra.get(name) if name in config.extra else getattr(config, name, None)

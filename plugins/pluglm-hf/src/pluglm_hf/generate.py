@@ -189,6 +189,9 @@ def _processors(said: Said, call: Call, honoured: frozenset[str]) -> list[Any]:
 def _criteria(said: Said, call: Call, model: HFModel) -> list[Any]:
     found = [_rowwise(criterion) for criterion in _functions(call.stopping_criteria, "stopping_criteria")]
     if said["max_time"] is not None:
+        if type(said["max_time"]) not in (int, float):
+            raise InputError(f"max_time={said['max_time']!r} makes no sense: it must be a number of seconds.",
+                             argument="max_time")  # fmt: skip
         found.append(MaxTimeCriteria(float(said["max_time"])))
     if said["stop_strings"] and model.language_model.tokenizer is None:
         tokenizer = call.further.get("tokenizer")
@@ -218,7 +221,10 @@ def _rowwise(criterion: Callable[..., Any]) -> Callable[..., Tensor]:
 
     def each(input_ids: Tensor, scores: Any) -> Tensor:
         said = criterion(input_ids, scores)
-        done = said if isinstance(said, Tensor) else torch.tensor(bool(said), device=input_ids.device)
+        if not isinstance(said, bool | Tensor) or (isinstance(said, Tensor) and said.numel() not in (1, len(input_ids))):
+            raise InputError(f"a stopping criterion returned {said!r}.", why="it must return one flag a row, or a bool.",
+                             fix="Return torch.full((len(input_ids),), flag).", argument="stopping_criteria")  # fmt: skip
+        done = said if isinstance(said, Tensor) else torch.tensor(said, device=input_ids.device)
         return done.to(input_ids.device, torch.bool).expand(input_ids.shape[0])
 
     return each

@@ -154,6 +154,9 @@ def _lookup(name: str | Path, said: Mapping[str, Any]) -> dict[str, Any]:
         raise unsupported("subfolder", said["subfolder"], "a model is a folder.", "Pass that folder itself.")
     if said.get("force_download"):
         raise unsupported("force_download", True, "files are kept by their digest.", "Leave it out.")
+    if not isinstance(name, str | Path):
+        raise InputError(f"{name!r} names no model.", fix="Pass the path of a folder, or org/name of the Hub.",
+                         argument="pretrained_model_name_or_path")  # fmt: skip
     local = Path(name).expanduser().is_dir()
     if said.get("cache_dir") is not None and not local:
         raise unsupported("cache_dir", said["cache_dir"], "one place of this machine holds what comes from the Hub.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -290,6 +291,7 @@ class PreTrainedModel(HFModel, GenerationSurface):
         """Itself."""
         return self
 
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
+    @functools.wraps(HFModel.generate)  # so that help() shows its arguments
+    def generate(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """See `HFModel.generate`."""
         return HFModel.generate(self, *args, **kwargs)

@@ -49,6 +49,9 @@ def read_limit(truncation: Any, max_length: Any, padding: str | None, most: int 
     if not cut and truncation not in (None, False, "do_not_truncate"):
         raise InputError(f"truncation={truncation!r} makes no sense.", fix="Pass True or False.",
                          argument="truncation")  # fmt: skip
+    if max_length is not None and (type(max_length) is not int or max_length < 1):
+        raise InputError(f"max_length={max_length!r} makes no sense: it must be an integer >= 1.",
+                         argument="max_length")  # fmt: skip
     limit = max_length if max_length is not None else most
     if (cut or padding == "max_length") and limit is None:
         raise InputError("nothing says how long a row may be.",

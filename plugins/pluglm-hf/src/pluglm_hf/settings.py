@@ -35,6 +35,10 @@ _READ_HERE = frozenset({
     "cache_implementation", "cache_config", "max_cache_len", "return_dict_in_generate", "decoder_start_token_id",
     "disable_compile", *REFUSED,
 })  # fmt: skip
+#: Fields whose value decides something before a strategy, which looks at the others, is chosen.
+_FLAGS = ("do_sample", "use_cache", "return_dict_in_generate")
+_WHOLE = ("max_new_tokens", "min_new_tokens", "min_length", "num_beams", "num_beam_groups", "num_return_sequences",
+          "pad_token_id")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -77,9 +81,10 @@ def merged(own: GenerationConfig, passed: GenerationConfig | None, call: Mapping
         values["cache_implementation"] = None  # a file of an older version; the plan knows the model's windows
     asked = frozenset(name for name, value in call.items() if value is not None)
     said = Said(values, asked | frozenset(layers[1]), asked)
-    if not isinstance(values["do_sample"], bool | None):
-        raise InputError(f"do_sample={values['do_sample']!r} makes no sense: it must be True or False.",
-                         argument="do_sample")  # fmt: skip
+    for names, kind, rule in ((_FLAGS, bool, "True or False"), (_WHOLE, int, "an integer")):
+        for name in names:
+            if values[name] is not None and type(values[name]) is not kind:
+                raise InputError(f"{name}={values[name]!r} makes no sense: it must be {rule}.", argument=name)
     refuse_said(REFUSED, values)
     _check_read(said)
     return said

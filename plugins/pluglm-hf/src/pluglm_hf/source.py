@@ -144,6 +144,9 @@ def _ids(value: Any, name: str, model: HFModel) -> Tensor | None:
     if not isinstance(value, Tensor):
         raise InputError(f"{name} is a {type(value).__name__}, not a tensor.",
                          fix='Pass a tensor [B, S]: tokenizer(text, return_tensors="pt").', argument=name)  # fmt: skip
+    if value.ndim != 2:
+        raise InputError(f"{name} has shape {tuple(value.shape)}; it must be [B, S].",
+                         fix=f"Write {name}[None] for one prompt.", argument=name)  # fmt: skip
     ids: Tensor = value.to(model.device)
     return ids
 

@@ -230,6 +230,9 @@ class PreTrainedTokenizer:
             raise unsupported("clean_up_tokenization_spaces", True, "the text would no longer be what was encoded.",
                               "Leave it out.")  # fmt: skip
         ids = token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids
+        if isinstance(ids, str | bytes | float) or not isinstance(ids, int | Iterable):
+            raise InputError(f"token_ids is a {type(ids).__name__}, not ids.", fix="Pass a list of ids, or a tensor.",
+                             argument="token_ids")  # fmt: skip
         ids = [ids] if isinstance(ids, int) else list(ids)
         if ids and not isinstance(ids[0], int):
             return [self.decode(row, skip_special_tokens) for row in ids]

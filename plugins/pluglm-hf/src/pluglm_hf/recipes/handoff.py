@@ -98,13 +98,15 @@ def hand_off(
             f"{getattr(function, '__name__', 'the callable')} needs a tokenizer, and none was passed.",
             fix="Pass tokenizer=… to generate.", argument="tokenizer",
         )  # fmt: skip
+    passed = {
+        "logits_processor": ready.processors, "stopping_criteria": ready.criteria, "generation_config": ready.config,
+        **mine, **ready.model_kwargs,
+    }  # fmt: skip
+    _check_called(function, signature, passed)
     if streamer is not None:
         streamer.put(ready.input_ids.cpu())
     with seeded(ready.config.seed, model.device):
-        result = function(
-            model, ready.input_ids, logits_processor=ready.processors, stopping_criteria=ready.criteria,
-            generation_config=ready.config, **mine, **ready.model_kwargs,
-        )  # fmt: skip
+        result = function(model, ready.input_ids, **passed)
     if streamer is not None and "streamer" not in signature.names:
         _tell(streamer, result, ready)
     return result
@@ -167,6 +169,24 @@ def _check_taken(function: Callable[..., Any], signature: Takes, kwargs: dict[st
     for name, value in kwargs.items():
         if value is not None and name not in UNSET and not signature.pick({name: value}):
             raise unknown(f"the recipe {getattr(function, '__name__', '')}".rstrip(), name, signature.names)
+
+
+def _check_called(function: Callable[..., Any], signature: Takes, passed: dict[str, Any]) -> None:
+    """Raise where the call of a callable would be no call: what it has no place for, and what it misses."""
+    name = getattr(function, "__name__", "the callable")
+    foreign = sorted(passed.keys() - signature.pick(passed).keys())
+    missing = sorted(signature.required - passed.keys() - {*signature.first}) if signature.first else []
+    if len(signature.first) == 1:
+        foreign = ["input_ids", *foreign]
+    if foreign:
+        raise RecipeError(
+            f"{name} takes no {foreign[0]}.", why=f"a callable is handed the prompt and, by name, {', '.join(passed)}.",
+            fix="Write def generate(model, input_ids, logits_processor, stopping_criteria, generation_config, "
+            "**model_kwargs).", argument="custom_generate",
+        )  # fmt: skip
+    if missing:
+        raise RecipeError(f"{name} needs {missing[0]}, and it was not passed.", fix=f"Pass {missing[0]}=… to generate.",
+                          argument=missing[0])  # fmt: skip
 
 
 def _merged_config(
