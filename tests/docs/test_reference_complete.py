@@ -12,9 +12,9 @@ import pytest
 
 import pluglm
 from pluglm import errors, hookspecs
+from pluglm.completions import Completion
 from pluglm.contracts import GenerationConfig, GenerationOutput
 from pluglm.kinds import KINDS
-from pluglm.completions import Completion
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 

@@ -101,8 +101,11 @@ CALLS: list[tuple[dict[str, Any], str]] = [
     ({"encoder_outputs": (IDS,)}, "of encoder-decoders"),
     ({"token_type_ids": IDS}, "no model here reads them"),
     ({"attention_mask": [1, 1, 1]}, "attention_mask is a list"),
-    ({"stopping_criteria": [lambda ids, scores: None]}, "criterion returned None.*\n.*one flag a row"),
-    ({"stopping_criteria": [lambda ids, scores: torch.zeros(5)]}, "criterion returned tensor.*\n.*one flag a row"),
+    ({"stopping_criteria": [lambda ids, scores: None]}, "criterion returned a NoneType.*\n.*one flag a row"),
+    (
+        {"stopping_criteria": [lambda ids, scores: torch.zeros(5)]},
+        "criterion returned a tensor of shape .5,.*\n.*one flag a row",
+    ),
     ({"logits_processor": [3]}, "must be a list of callables"),
     ({"streamer": object()}, "no method put"),
     ({"custom_generate": "org/method"}, "pluglm vendor hub:org/method"),

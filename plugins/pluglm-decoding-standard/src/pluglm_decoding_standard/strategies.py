@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from pluglm_decoding_blocks.criteria import call_criteria
 from pluglm_decoding_blocks.best import most_likely
+from pluglm_decoding_blocks.criteria import call_criteria
 from pluglm_decoding_blocks.draw import draw
 from pluglm_decoding_blocks.failures import no_token, not_honoured, refused
 from pluglm_decoding_blocks.feed import make_feed

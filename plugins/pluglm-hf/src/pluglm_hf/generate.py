@@ -216,16 +216,12 @@ def _functions(value: Any, name: str) -> list[Any]:
     return list(value)
 
 
-def _rowwise(criterion: Callable[..., Any]) -> Callable[..., Tensor]:
+def _rowwise(criterion: Callable[..., Any]) -> Callable[..., Any]:
     """A criterion that says one word for all rows, as older ones do, says it for each."""
 
-    def each(input_ids: Tensor, scores: Any) -> Tensor:
+    def each(input_ids: Tensor, scores: Any) -> Any:
         said = criterion(input_ids, scores)
-        if not isinstance(said, bool | Tensor) or (isinstance(said, Tensor) and said.numel() not in (1, len(input_ids))):
-            raise InputError(f"a stopping criterion returned {said!r}.", why="it must return one flag a row, or a bool.",
-                             fix="Return torch.full((len(input_ids),), flag).", argument="stopping_criteria")  # fmt: skip
-        done = said if isinstance(said, Tensor) else torch.tensor(said, device=input_ids.device)
-        return done.to(input_ids.device, torch.bool).expand(input_ids.shape[0])
+        return torch.full((len(input_ids),), said, device=input_ids.device) if isinstance(said, bool) else said
 
     return each
 
