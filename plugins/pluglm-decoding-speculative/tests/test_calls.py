@@ -44,6 +44,7 @@ def test_importing_the_package_imports_no_torch() -> None:
     (
         ("prompt-lookup", {"prompt_lookup_num_tokens": 0}, "prompt_lookup_num_tokens=0 makes no sense"),
         ("prompt-lookup", {"max_matching_ngram_size": 1.5}, "max_matching_ngram_size=1.5 makes no sense"),
+        ("prompt-lookup", {"max_matching_ngram_size": 2**70}, "is more than 64"),
         ("assisted", {"num_assistant_tokens": True}, "num_assistant_tokens=True makes no sense"),
         ("assisted", {"num_assistant_tokens_schedule": "wild"}, 'must be "constant" or "heuristic"'),
         ("assisted", {"assistant_confidence_threshold": 1.0}, "must be a number from 0 to below 1"),

@@ -24,6 +24,9 @@ from pluglm_decoding_speculative.translated import Lookbehind, Translated
 
 GUESSING = frozenset({"num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold"})
 
+#: Of the runs of tokens that prompt lookup looks for.
+LONGEST = 64
+
 
 class PromptLookup(Speculative):
     """Guesses by copying: what followed the row's last tokens when they occurred before.
@@ -47,6 +50,12 @@ class PromptLookup(Speculative):
         """See `Speculative.read`."""
         count = _whole(config, "prompt_lookup_num_tokens", 10)
         longest = _whole(config, "max_matching_ngram_size", 2)
+        if longest > LONGEST:
+            raise InputError(
+                f"max_matching_ngram_size={longest} is more than {LONGEST}.",
+                why="every size has a table of the whole text, which is brought up to date for each token.",
+                fix="Pass a smaller size: 2 to 5 find nearly all there is.", argument="max_matching_ngram_size",
+            )  # fmt: skip
 
         def lookup(job: Job) -> Proposer:
             texts = _real_tokens(job.prompt)
