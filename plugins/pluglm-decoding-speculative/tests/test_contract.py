@@ -12,7 +12,7 @@ from pluglm.testing.decoding import DecodingContract
 class TestPromptLookup(DecodingContract):
     provider = pluglm_decoding_speculative.prompt_lookup
 
-    @pytest.mark.xfail(reason="a guess that failed went through the model in vain")
+    @pytest.mark.xfail(strict=True, reason="a guess that failed went through the model in vain")
     def test_every_token_goes_through_the_model_once(self) -> None:
         super().test_every_token_goes_through_the_model_once()
 
@@ -20,7 +20,7 @@ class TestPromptLookup(DecodingContract):
 class TestAssisted(DecodingContract):
     provider = speculating.Helped()
 
-    @pytest.mark.xfail(reason="a guess that failed went through the model in vain")
+    @pytest.mark.xfail(strict=True, reason="a guess that failed went through the model in vain")
     def test_every_token_goes_through_the_model_once(self) -> None:
         super().test_every_token_goes_through_the_model_once()
 
@@ -28,6 +28,6 @@ class TestAssisted(DecodingContract):
 class TestEarlyExit(DecodingContract):
     provider = speculating.Exiting()
 
-    @pytest.mark.xfail(reason="the first layers guess at tokens before the model is fed them")
+    @pytest.mark.xfail(strict=True, reason="the first layers guess at tokens before the model is fed them")
     def test_every_token_goes_through_the_model_once(self) -> None:
         super().test_every_token_goes_through_the_model_once()
