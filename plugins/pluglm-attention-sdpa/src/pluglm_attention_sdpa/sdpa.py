@@ -119,7 +119,9 @@ class SdpaAttention:
         k, v = view.dense()
         H, K = spec.num_heads, spec.num_kv_heads
         if mask is None:
-            return scaled_dot_product_attention(q, k, v, scale=spec.scale, enable_gqa=K != H)
+            if H == K:
+                return scaled_dot_product_attention(q, k, v, scale=spec.scale)
+            return scaled_dot_product_attention(q, k, v, scale=spec.scale, enable_gqa=True)
         if mask.start:
             k, v = k[:, :, mask.start :], v[:, :, mask.start :]
         additive = self._with_bias(mask, spec, bias) if spec.bias else mask.additive

@@ -26,7 +26,7 @@ from pluglm_caches.tokens import TokenStore
 class CachePass:
     """One pass's reservation: the cells [start, start + count)."""
 
-    __slots__ = ("_cache", "_infos", "cells", "count", "dense", "prefix", "segmented", "start")
+    __slots__ = ("_cache", "_infos", "cell", "cells", "count", "dense", "prefix", "segmented", "start")
 
     def __init__(
         self, cache: SlotCache, start: int, count: int, *, dense: bool, prefix: Tensor | None, segmented: bool
@@ -34,6 +34,8 @@ class CachePass:
         self._cache, self.cells, self.start, self.count = cache, cache.cells, start, count
         self.dense, self.prefix, self.segmented = dense, prefix, segmented
         self._infos: dict[int, KeyInfo] = {}
+        # Made here for all slots, since it is one more call in each of them otherwise.
+        self.cell = cache.cells.ramp(start, start + 1)[0] if count == 1 else None
 
     def keys(self, slot: int) -> KeyInfo:
         """What a slot hands out; one object for all slots that hand out the same cells."""

@@ -54,7 +54,8 @@ class Cells:
             with torch.inference_mode(False):
                 self._ramp = torch.arange(base, base + width, device=self.device)[None]
             self._ramp_start = base
-        return self._ramp.narrow(1, start - self._ramp_start, end - start)
+        # By known strides, as stores slice: two such slices are made for every token.
+        return self._ramp.as_strided((1, end - start), (1, 1), start - self._ramp_start)
 
     def begin(self, first: int, count: int, room: int | None) -> None:
         """Have room for `count` cells more, up to the cell `room` if it is given; forget those before `first`."""
