@@ -26,6 +26,7 @@ from pluglm.contracts.model import (
     ModelModule,
     ModelParts,
 )
+from pluglm.contracts.packed import BlockedLinear, GroupedLinear, GroupedWeight, RowBlocks
 from pluglm.contracts.program import (
     Attention,
     Branch,
@@ -60,14 +61,15 @@ from pluglm.contracts.weights import (
 
 __all__ = [
     "GRAMMAR_KINDS", "KERNEL_OPS", "OPERATIONS", "STAGES", "Attention", "AttentionBackend", "AttentionRequest",
-    "AttentionSpec", "Branch", "Cache", "CacheLayout", "CacheRequest", "Chain", "Checkpoint", "Constraint",
-    "ConstraintRequest", "CrossSlot", "DecoderProgram", "DecodingRequest", "DecodingStrategy", "DenseView", "Embedding",
-    "EncoderDecoderModule", "EncoderInput", "EncoderOutput", "Executor", "ExecutorRequest", "Experts", "FeedForward",
-    "FinishReason", "ForwardInput", "ForwardOutput", "GenerationConfig", "GenerationOutput", "Grammar", "Head",
-    "KVSlot", "KVView", "KernelRequest", "KeyInfo", "LatentAttention", "LatentSlot", "LatentView", "Layer",
+    "AttentionSpec", "BlockedLinear", "Branch", "Cache", "CacheLayout", "CacheRequest", "Chain", "Checkpoint",
+    "Constraint", "ConstraintRequest", "CrossSlot", "DecoderProgram", "DecodingRequest", "DecodingStrategy",
+    "DenseView", "Embedding", "EncoderDecoderModule", "EncoderInput", "EncoderOutput", "Executor",
+    "ExecutorRequest", "Experts", "FeedForward", "FinishReason", "ForwardInput", "ForwardOutput",
+    "GenerationConfig", "GenerationOutput", "Grammar", "GroupedLinear", "GroupedWeight", "Head", "KVSlot",
+    "KVView", "KernelRequest", "KeyInfo", "LatentAttention", "LatentSlot", "LatentView", "Layer",
     "LogitsProcessor", "MaskSpec", "Matcher", "Message", "ModelDescription", "ModelModule", "ModelParts", "Norm",
-    "PagedView", "Part", "Placed", "QuantizedView", "Quantizer", "QuantizerRequest", "Rope", "SharedSlot", "Slot",
-    "Source", "SourceRequest", "Split", "SplitGroups", "Stack", "StateSlot", "StateSpace", "Step", "StoppingCriterion",
-    "Streamer", "TokenSelector", "Tokenizer", "TokenizerRequest", "Transform", "Transpose", "WeightMap", "WeightRule",
-    "rules",
+    "PagedView", "Part", "Placed", "QuantizedView", "Quantizer", "QuantizerRequest", "Rope", "RowBlocks",
+    "SharedSlot", "Slot", "Source", "SourceRequest", "Split", "SplitGroups", "Stack", "StateSlot", "StateSpace",
+    "Step", "StoppingCriterion", "Streamer", "TokenSelector", "Tokenizer", "TokenizerRequest", "Transform",
+    "Transpose", "WeightMap", "WeightRule", "rules",
 ]  # fmt: skip

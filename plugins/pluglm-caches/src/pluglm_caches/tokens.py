@@ -67,7 +67,7 @@ class TokenStore(Store):
     def two(self, tensor: Tensor) -> None:
         self._two, self._two_lies = tensor, _Lie(tensor, self.axis)
 
-    def view(self, one: Tensor, two: Tensor) -> Any:
+    def view(self, one: Tensor, two: Tensor, /) -> Any:
         """What attention reads."""
         raise NotImplementedError
 
