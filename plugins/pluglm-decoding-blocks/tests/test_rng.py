@@ -38,6 +38,16 @@ def test_blocks_of_draws_are_the_single_draws() -> None:
         assert torch.equal(numbers.at(position), uniforms(seeds, torch.tensor(position)))
 
 
+def test_rows_at_different_positions_have_their_own_draws() -> None:
+    seeds = torch.tensor([3, -5, 2**62])
+    numbers = Uniforms(seeds)
+    for rows, positions in (([0, 1, 2], [4, 9, 100]), ([2, 0], [127, 128]), ([1], [500])):
+        expected = torch.stack(
+            [uniforms(seeds[row], torch.tensor(at)) for row, at in zip(rows, positions, strict=True)]
+        )
+        assert torch.equal(numbers.each(rows, positions), expected)
+
+
 def test_rows_of_one_seed_draw_differently_and_row_0_as_alone() -> None:
     seeds = row_seeds(7, 5)
     assert seeds[0] == 7

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from pluglm_decoding_speculative import choosing
+from pluglm_decoding_speculative import choosing, copies_first, strategies
 from pluglm_decoding_speculative.assistant import Assistant
+from pluglm_decoding_speculative.copies_first import CopiesFirst
+from pluglm_decoding_speculative.draft import Draft
 from pluglm_decoding_speculative.strategies import Assisted, EarlyExit, Strategy
 from speculating import EOS, Leaning, Remembering, V, build, call, plain, repeats, same
 from torch import Tensor
@@ -113,7 +115,7 @@ def helped_by(other: ScriptedModel, size: int, name: str = "assisted") -> Strate
     return strategy
 
 
-def surprise(schedule: str, threshold: float, name: str = "assisted") -> float:
+def surprise(schedule: str, threshold: float, name: str = "assisted", **own: Any) -> float:
     """Four tokens over a vocabulary of four, with an assistant of other opinions: how far the texts are from what the
     model says. Chi square in standard deviations above its mean."""
     size, n, prompt = 4, 900, (2, 3)
@@ -122,6 +124,7 @@ def surprise(schedule: str, threshold: float, name: str = "assisted") -> float:
     got = call(
         strategy, model, [prompt] * n, temperature=1.4, top_k=3, seed=11, max_new_tokens=4, eos_token_id=(),
         num_assistant_tokens=2, num_assistant_tokens_schedule=schedule, assistant_confidence_threshold=threshold,
+        **own,
     )  # fmt: skip
     assert 0.1 < strategy.statistics.accepted / strategy.statistics.guessed < 0.9
     seen = Counter(tuple(got.completion(row)) for row in range(n))
@@ -149,6 +152,41 @@ def surprise(schedule: str, threshold: float, name: str = "assisted") -> float:
 )
 def test_speculative_sampling_keeps_the_models_distribution(name: str, schedule: str, threshold: float) -> None:
     assert surprise(schedule, threshold, name) < 3.3
+
+
+def test_copies_beside_an_assistants_draws_keep_the_models_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+    copied = CopiesFirst.propose
+
+    def noted(self: CopiesFirst, room: Any) -> Any:
+        proposals = copied(self, room)
+        taken.extend(proposal.drawn_from is None for proposal in proposals.values())
+        return proposals
+
+    monkeypatch.setattr(CopiesFirst, "propose", noted)
+    monkeypatch.setattr(copies_first, "LIKELY", 0.15)
+    monkeypatch.setattr(strategies, "PRICES", {"cpu": 0.0})
+    assert surprise("constant", 0.0, prompt_lookup_num_tokens=2) < 3.3
+    assert 0.1 < sum(taken) / len(taken) < 0.9
+
+
+@pytest.mark.parametrize("said", SETTINGS.values(), ids=SETTINGS)
+def test_an_assistant_behind_copies_changes_no_token(said: dict[str, Any]) -> None:
+    strategy = build("assisted")
+    got = call(strategy, Remembering(V, repeats), ROWS, prompt_lookup_num_tokens=5, **said)
+    assert same(got, plain(ROWS, **said))
+
+
+def test_copies_spare_passes_of_the_assistant(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    propose = Draft.propose
+    monkeypatch.setattr(Draft, "propose", lambda self, room: asked.append(len(room)) or propose(self, room))
+    counts = []
+    for own in ({}, {"prompt_lookup_num_tokens": 8}):
+        asked.clear()
+        call(build("assisted"), Remembering(V, repeats), [ROWS[0]], max_new_tokens=60, num_assistant_tokens=2, **own)
+        counts.append(sum(asked))
+    assert 0 < counts[1] < 0.7 * counts[0]
 
 
 def test_without_the_residual_the_distribution_is_another(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """Train the model that this package ships: `python -m pluglm_model_pystdlib.train prepare|fit|export --help`.
 
-The three steps can run on three machines: `prepare` reads the standard library of the interpreter it runs under,
+The steps can run on several machines: `prepare` reads the standard library of the interpreter it runs under,
 `fit` needs torch and the prepared folder, `export` writes the checkpoint in the Llama layout and measures it.
 Matrices inside the blocks are trained with Muon (Jordan et al. 2024), the rest with AdamW (Loshchilov & Hutter 2019);
 the learning rate is constant after warm-up and falls linearly to zero over the last part of the run
@@ -202,6 +202,16 @@ def main() -> None:
     p.add_argument("--vocab-size", type=int, default=Shape.vocab_size)
     p.add_argument("--tokenizer", type=Path, help="a tokenizer.json to use instead of fitting one")
     p.set_defaults(run=run_prepare)
+    p = steps.add_parser("write", help="a corpus of what a model goes on with after beginnings from another corpus")
+    p.add_argument("--corpus", type=Path, required=True)
+    p.add_argument("--out", type=Path, required=True)
+    p.add_argument("--model", type=Path, required=True, help="the checkpoint that writes")
+    p.add_argument("--begin", type=int, default=64, help="tokens of the corpus that a text begins with")
+    p.add_argument("--tokens", type=int, default=192, help="that the model adds, the likeliest each time")
+    p.add_argument("--batch", type=int, default=96)
+    p.add_argument("--texts", type=int, default=9600)
+    p.add_argument("--seed", type=int, default=20261123)
+    p.set_defaults(run=run_write)
     p = steps.add_parser("fit", help="train; on a GPU where there is one")
     p.add_argument("--corpus", type=Path, required=True)
     p.add_argument("--out", type=Path, required=True)
@@ -230,6 +240,15 @@ def run_prepare(args: argparse.Namespace) -> None:
     from pluglm_model_pystdlib.corpus import prepare
 
     print(json.dumps(prepare(args.out, vocab_size=args.vocab_size, like=args.tokenizer), indent=1))
+
+
+def run_write(args: argparse.Namespace) -> None:
+    from pluglm_model_pystdlib.written import write
+
+    write(
+        args.model, args.corpus, args.out,
+        begin=args.begin, tokens=args.tokens, batch=args.batch, texts=args.texts, seed=args.seed,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -94,8 +94,20 @@ class Uniforms:
     def at(self, position: int) -> Tensor:
         """[R] float64, the draws for new token `position`."""
         number, offset = divmod(position, _BLOCK)
+        return self._block(number)[offset]
+
+    def each(self, rows: Sequence[int], positions: Sequence[int]) -> Tensor:
+        """[n] float64: of row rows[i] the draw for its new token positions[i]."""
+        number = positions[0] // _BLOCK
+        if all(position // _BLOCK == number for position in positions):
+            return self._block(number)[[position % _BLOCK for position in positions], list(rows)]
+        pairs = zip(rows, positions, strict=True)
+        return torch.stack([self._block(position // _BLOCK)[position % _BLOCK, row] for row, position in pairs])
+
+    def _block(self, number: int) -> Tensor:
+        """[block, R]"""
         if number not in self._blocks:
             positions = torch.arange(number * _BLOCK, (number + 1) * _BLOCK, device=self._seeds.device)
             made = uniforms(self._seeds, positions[None], self._stream)  # [R, block]
             self._blocks[number] = made.T.contiguous()
-        return self._blocks[number][offset]
+        return self._blocks[number]

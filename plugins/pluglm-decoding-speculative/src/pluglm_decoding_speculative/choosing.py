@@ -23,13 +23,15 @@ class Greedy:
     #: What reshapes the distribution, among the processors.
     warpers: Warpers | None = None
 
-    def choose(self, scores: Tensor, rows: Sequence[int], index: int, guesses: Sequence[Guess | None]) -> list[int]:
-        """New token `index` of each of `rows`. scores: [n, V], processed. guesses: of each, for this token."""
+    def choose(
+        self, scores: Tensor, rows: Sequence[int], indices: Sequence[int], guesses: Sequence[Guess | None]
+    ) -> list[int]:
+        """New token indices[i] of each of `rows`. scores: [n, V], processed. guesses: of each, for this token."""
         return _listed(most_likely(scores)[1])
 
-    def guess(self, scores: Tensor, rows: Sequence[int], index: int) -> list[int]:
-        """What an assistant with these scores guesses for new token `index` of each of `rows`."""
-        return self.choose(scores, rows, index, ())
+    def guess(self, scores: Tensor, rows: Sequence[int], indices: Sequence[int]) -> list[int]:
+        """What an assistant with these scores guesses for new token indices[i] of each of `rows`."""
+        return self.choose(scores, rows, indices, ())
 
 
 class Sampled:
@@ -47,9 +49,11 @@ class Sampled:
         self.warpers = Warpers([config], seeds.device)
         self._numbers = Uniforms(seeds)
 
-    def choose(self, scores: Tensor, rows: Sequence[int], index: int, guesses: Sequence[Guess | None]) -> list[int]:
+    def choose(
+        self, scores: Tensor, rows: Sequence[int], indices: Sequence[int], guesses: Sequence[Guess | None]
+    ) -> list[int]:
         """As `Greedy.choose`."""
-        return _listed(draw(scores, _of(self._numbers, rows, index)))
+        return _listed(draw(scores, self._numbers.each(rows, indices)))
 
 
 class SpeculativeSampled(Sampled):
@@ -66,37 +70,33 @@ class SpeculativeSampled(Sampled):
         super().__init__(config, seeds)
         self._guessing, self._accepting = Uniforms(seeds, DRAFTS), Uniforms(seeds, ACCEPTANCES)
 
-    def choose(self, scores: Tensor, rows: Sequence[int], index: int, guesses: Sequence[Guess | None]) -> list[int]:
-        """As `Greedy.choose`; a guess without a distribution cannot be given."""
+    def choose(
+        self, scores: Tensor, rows: Sequence[int], indices: Sequence[int], guesses: Sequence[Guess | None]
+    ) -> list[int]:
+        """As `Greedy.choose`; a guess without a distribution is compared with the draw, see `Sampled`."""
         p = probabilities(scores)  # [n, V]
-        numbers = _of(self._numbers, rows, index)
-        tried = [(i, guess) for i, guess in enumerate(guesses) if guess is not None]
+        numbers = self._numbers.each(rows, indices)
+        tried = [(i, guess) for i, guess in enumerate(guesses) if guess is not None and guess[1] is not None]
         if not tried:
             return _listed(draw(p.log(), numbers))
         at = torch.tensor([i for i, _ in tried], device=p.device)
         x = torch.tensor([token for _, (token, _) in tried], device=p.device)[:, None]
         q = torch.stack([drawn_from for _, (_, drawn_from) in tried if drawn_from is not None])  # [m, V]
-        chance = _of(self._accepting, rows, index)[at, None]
+        chance = self._accepting.each(rows, indices)[at, None]
         accepted = chance * q.gather(1, x) < p[at].gather(1, x)  # [m, 1]
         p[at] = torch.where(accepted, p[at], _residual(p[at], q))
         drawn = draw(p.log(), numbers)
         drawn[at] = torch.where(accepted, x, drawn[at, None])[:, 0]
         return _listed(drawn)
 
-    def guess(self, scores: Tensor, rows: Sequence[int], index: int) -> list[int]:
+    def guess(self, scores: Tensor, rows: Sequence[int], indices: Sequence[int]) -> list[int]:
         """As `Greedy.guess`, drawn from the assistant's own distribution."""
-        return _listed(draw(scores, _of(self._guessing, rows, index)))
+        return _listed(draw(scores, self._guessing.each(rows, indices)))
 
 
 Chooser = Greedy | Sampled
 #: Those that an assistant can guess for.
 Guesser = Greedy | SpeculativeSampled
-
-
-def _of(numbers: Uniforms, rows: Sequence[int], index: int) -> Tensor:
-    """[n] float64, the numbers of `rows` for new token `index`."""
-    made = numbers.at(index)
-    return made if len(rows) == made.shape[0] else made[list(rows)]
 
 
 def _listed(tokens: Tensor) -> list[int]:

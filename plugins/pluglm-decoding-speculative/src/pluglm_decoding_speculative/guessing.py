@@ -6,7 +6,7 @@ itself (`self_draft`). Source: Leviathan et al. 2023, section 2; names of the se
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -95,19 +95,26 @@ class Guesses:
     def _choose(self, logits: Tensor) -> list[int]:
         """One more token of each row that goes on; the rows that are sure enough of it to go on after it."""
         how, sure = self._how, []
+        for rows in self._together():
+            indices = [len(how.texts.new[row]) + len(self.tokens[row]) for row in rows]
+            if how.process.idle:
+                scores = logits if len(rows) == len(logits) else logits[rows]
+            else:
+                scores = how.process(how.texts.before(indices[0]), logits)[0][rows]
+            scores = how.shape(scores.float())
+            tokens = how.choose.guess(scores, rows, indices)
+            how.texts.write(rows, indices, tokens)
+            sure += self._note(rows, tokens, scores)
+        return sure
+
+    def _together(self) -> Iterable[list[int]]:
+        """All rows, or where processors see the text, those of one width."""
+        if self._how.process.idle:
+            return [self._going_on]
         groups: dict[int, list[int]] = {}
         for row in self._going_on:
-            groups.setdefault(len(how.texts.new[row]) + len(self.tokens[row]), []).append(row)
-        for index, group in groups.items():
-            if how.process.idle:
-                scores = logits[group]
-            else:
-                scores = how.process(how.texts.before(index), logits)[0][group]
-            scores = how.shape(scores.float())
-            tokens = how.choose.guess(scores, group, index)
-            how.texts.write(group, index, tokens)
-            sure += self._note(group, tokens, scores)
-        return sure
+            groups.setdefault(len(self._how.texts.new[row]) + len(self.tokens[row]), []).append(row)
+        return groups.values()
 
     def _note(self, group: Sequence[int], tokens: Sequence[int], scores: Tensor) -> list[int]:
         how = self._how

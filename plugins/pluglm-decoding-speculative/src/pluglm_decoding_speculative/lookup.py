@@ -76,6 +76,10 @@ class Lookup:
         most = reach(found, self._luck, self._price, late(room))
         return {row: Proposal(tokens[:most]) for row, tokens in found.items()} if most else {}
 
+    def chance(self, row: int) -> float:
+        """How likely the first token of the row's guess is right, by how such guesses went before."""
+        return self._luck[row].first
+
     def _search(self, row: int, count: int) -> list[int]:
         tokens = self._rows[row].continuation(count) if count > 0 else []
         for at, token in enumerate(tokens):

@@ -7,7 +7,7 @@ in plain decoding. Source: Leviathan et al. 2023, algorithm 1; Stern et al. 2018
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -81,10 +81,11 @@ class Texts:
             self.ids = torch.full((len(self.new), self.width + most), pad, device=prompt.ids.device)
             self.ids[:, : self.width] = prompt.ids
 
-    def write(self, rows: Sequence[int], index: int, tokens: Sequence[int]) -> None:
-        """New token `index` of `rows`, on trial."""
+    def write(self, rows: Sequence[int], indices: Sequence[int], tokens: Sequence[int]) -> None:
+        """New token indices[i] of each of `rows`, on trial."""
         if self._wanted:
-            self.ids[list(rows), self.width + index] = torch.tensor(tokens, device=self.ids.device)
+            columns = [self.width + index for index in indices]
+            self.ids[list(rows), columns] = torch.tensor(tokens, device=self.ids.device)
 
     def before(self, index: int) -> Tensor:
         """[R, S + index]: what stands before new token `index`."""
@@ -142,9 +143,9 @@ class Run:
         known = self._all_at_once(logits)
         while walking:
             going_on: list[int] = []
-            for index, rows in self._by_index(walking):
+            for rows in self._together(walking):
                 guesses = [proposals.get(row, NOTHING) for row in rows]
-                tokens, done = self._column(logits, at, index, rows, guesses, known)
+                tokens, done = self._column(logits, at, rows, guesses, known)
                 self._note_logprobs(logits, at, rows, tokens)
                 for row, token, guess, stop in zip(rows, tokens, guesses, done, strict=True):
                     self.job.texts.new[row].append(token)
@@ -156,12 +157,17 @@ class Run:
             walking, at = going_on, at + 1
         return {row: self.job.texts.new[row][count:] for row, count in before.items()}
 
-    def _by_index(self, rows: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
-        """Rows whose next new token has the same index: they see texts of the same width."""
+    def _together(self, rows: list[int]) -> Iterable[list[int]]:
+        """Rows whose next tokens are chosen in one go: all, or where somebody sees the text, those of one width.
+
+        Rows of a batch that guesses soon have all different lengths, and a choice costs its calls more than its rows.
+        """
+        if self.job.process.idle and not self.job.criteria:
+            return [rows]
         groups: dict[int, list[int]] = {}
         for row in rows:
             groups.setdefault(len(self.job.texts.new[row]), []).append(row)
-        yield from groups.items()
+        return groups.values()
 
     def _all_at_once(self, logits: Tensor) -> tuple[list[list[int]], list[list[float]]] | None:
         """Tokens and best scores [R][T], where they depend on nothing but the logits."""
@@ -171,27 +177,28 @@ class Run:
         return tokens.tolist(), best.tolist()
 
     def _column(
-        self, logits: Tensor, at: int, index: int, rows: list[int], guesses: Sequence[Proposal],
+        self, logits: Tensor, at: int, rows: list[int], guesses: Sequence[Proposal],
         known: tuple[list[list[int]], list[list[float]]] | None,
     ) -> tuple[list[int], list[bool]]:  # fmt: skip
-        """New token `index` of each of `rows`, and whether a criterion of the caller's ends the row with it."""
+        """The next token of each of `rows`, and whether a criterion of the caller's ends the row with it."""
         job = self.job
+        indices = [len(job.texts.new[row]) for row in rows]
         if known is not None:
             tokens, best = ([values[row][at] for row in rows] for values in known)
-            _require_finite(rows, best, index)
+            _require_finite(rows, best, indices)
             return [int(token) for token in tokens], [False] * len(rows)
         # The caller's own see every row, so that theirs keep their numbers; what comes out of others is not used.
         whole = not job.process.idle or bool(job.criteria)
-        scores, raw = job.process(job.texts.before(index), logits[:, at] if whole else logits[rows, at])
+        scores, raw = job.process(job.texts.before(indices[0]), logits[:, at] if whole else logits[rows, at])
         scores = job.shape(scores.float())
         best_scores = known_best(scores.amax(-1), raw)
         if whole:
             best_scores = best_scores[rows]
-        _require_finite(rows, best_scores.tolist(), index)
+        _require_finite(rows, best_scores.tolist(), indices)
         tried = [_guess(guess, at) for guess in guesses]
-        chosen = job.choose.choose(scores[rows] if whole else scores, rows, index, tried)
-        job.texts.write(rows, index, chosen)
-        return chosen, self._done(scores, index, rows)
+        chosen = job.choose.choose(scores[rows] if whole else scores, rows, indices, tried)
+        job.texts.write(rows, indices, chosen)
+        return chosen, self._done(scores, indices[0], rows)
 
     def _done(self, scores: Tensor, index: int, rows: Sequence[int]) -> list[bool]:
         done = [False] * len(rows)
@@ -279,7 +286,7 @@ def _guess(proposal: Proposal, at: int) -> tuple[int, Tensor | None] | None:
     return proposal.tokens[at], proposal.drawn_from[at] if proposal.drawn_from is not None else None
 
 
-def _require_finite(rows: Sequence[int], best: Sequence[float], index: int) -> None:
+def _require_finite(rows: Sequence[int], best: Sequence[float], indices: Sequence[int]) -> None:
     failed = {row: value for row, value in zip(rows, best, strict=True) if not math.isfinite(value)}
     if failed:
-        raise no_token(failed, index)
+        raise no_token(failed, min(index for row, index in zip(rows, indices, strict=True) if row in failed))

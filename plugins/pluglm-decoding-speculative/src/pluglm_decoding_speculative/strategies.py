@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from pluglm_decoding_blocks.failures import refused
@@ -11,6 +12,7 @@ from pluglm.contracts import DecodingRequest, GenerationConfig
 from pluglm.errors import InputError
 from pluglm_decoding_speculative.assistant import Assistant, load_assistant, read_assistant
 from pluglm_decoding_speculative.choosing import Greedy, Sampled, SpeculativeSampled
+from pluglm_decoding_speculative.copies_first import CopiesFirst
 from pluglm_decoding_speculative.draft import Draft
 from pluglm_decoding_speculative.guessing import Chooses, Schedule
 from pluglm_decoding_speculative.lookup import Lookup
@@ -22,6 +24,7 @@ from pluglm_decoding_speculative.speculative import Plan, Speculative
 from pluglm_decoding_speculative.spelling import Spelling
 from pluglm_decoding_speculative.translated import Lookbehind, Translated
 
+COPYING = frozenset({"prompt_lookup_num_tokens", "max_matching_ngram_size"})
 GUESSING = frozenset({"num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold"})
 
 #: Of the runs of tokens that prompt lookup looks for.
@@ -39,29 +42,15 @@ class PromptLookup(Speculative):
     """
 
     name = "prompt-lookup"
-    fields = Speculative.fields | {"prompt_lookup_num_tokens", "max_matching_ngram_size"}
+    fields = Speculative.fields | COPYING
 
     def __init__(self, request: DecodingRequest, token_price: float | None = None) -> None:
         super().__init__(request)
-        kind = request.device.partition(":")[0]
-        self.token_price = PRICES.get(kind, ACCELERATED) if token_price is None else token_price
+        self.token_price = _price(request) if token_price is None else token_price
 
     def read(self, config: GenerationConfig, model: Any) -> Plan:
         """See `Speculative.read`."""
-        count = _whole(config, "prompt_lookup_num_tokens", 10)
-        longest = _whole(config, "max_matching_ngram_size", 2)
-        if longest > LONGEST:
-            raise InputError(
-                f"max_matching_ngram_size={longest} is more than {LONGEST}.",
-                why="every size has a table of the whole text, which is brought up to date for each token.",
-                fix="Pass a smaller size: 2 to 5 find nearly all there is.", argument="max_matching_ngram_size",
-            )  # fmt: skip
-
-        def lookup(job: Job) -> Proposer:
-            texts = _real_tokens(job.prompt)
-            return Lookup(texts, count=count, longest=longest, eos=job.settings.eos, price=self.token_price)
-
-        return Plan(lookup)
+        return Plan(_lookup(config, self.token_price))
 
 
 class Assisted(Speculative):
@@ -70,13 +59,15 @@ class Assisted(Speculative):
     Fields: assistant_model: a LanguageModel or CausalLM, instead of the strategy's own. num_assistant_tokens (20),
     num_assistant_tokens_schedule ("constant" or "heuristic"), assistant_confidence_threshold (0.4): see `Schedule`.
     target_lookbehind (10), assistant_lookbehind (10): for an assistant with another tokenizer, see `Lookbehind`.
+    prompt_lookup_num_tokens: copy what the text has said before, where that is likely to hold, and ask the assistant
+    elsewhere, see `CopiesFirst`; with max_matching_ngram_size (2). None: ask it always.
 
     Args:
         assistant: for calls that pass none.
     """
 
     name = "assisted"
-    fields = Speculative.fields | GUESSING | {"assistant_model", "target_lookbehind", "assistant_lookbehind"}
+    fields = Speculative.fields | GUESSING | COPYING | {"assistant_model", "target_lookbehind", "assistant_lookbehind"}
 
     def __init__(self, request: DecodingRequest, assistant: Assistant | None = None) -> None:
         super().__init__(request)
@@ -88,6 +79,12 @@ class Assisted(Speculative):
         assistant = self._of_call(config.extra.get("assistant_model"))
         schedule = _schedule(config)
         back = Lookbehind(_whole(config, "target_lookbehind", 10), _whole(config, "assistant_lookbehind", 10))
+
+        asked = config.extra.get("prompt_lookup_num_tokens") is not None
+        copies = _lookup(config, _price(self._request)) if asked else None
+
+        def guess(job: Job) -> Proposer:
+            return draft(job) if copies is None else CopiesFirst(copies(job), draft(job))
 
         def draft(job: Job) -> Proposer:
             if max(job.limits) < 2:  # the only token is the model's own
@@ -102,7 +99,7 @@ class Assisted(Speculative):
             return Translated(assistant, spelling, texts, job.settings, job.limits, schedule, back)
 
         # Text that was drawn as other ids has no probability among the model's: its guesses are matched.
-        return Plan(draft, Sampled if assistant.translates else SpeculativeSampled)
+        return Plan(guess, Sampled if assistant.translates else SpeculativeSampled)
 
     def _of_call(self, given: Any) -> Assistant:
         if given is None:
@@ -195,6 +192,28 @@ def _chooses(job: Job, schedule: Schedule) -> Chooses:
         job.choose, job.process, job.shape, job.texts, frozenset(job.settings.eos), schedule.confidence,
         job.prompt.ids.device,
     )  # fmt: skip
+
+
+def _price(request: DecodingRequest) -> float:
+    return PRICES.get(request.device.partition(":")[0], ACCELERATED)
+
+
+def _lookup(config: GenerationConfig, price: float) -> Callable[[Job], Lookup]:
+    """What makes the copies of a call, its fields checked."""
+    count = _whole(config, "prompt_lookup_num_tokens", 10)
+    longest = _whole(config, "max_matching_ngram_size", 2)
+    if longest > LONGEST:
+        raise InputError(
+            f"max_matching_ngram_size={longest} is more than {LONGEST}.",
+            why="every size has a table of the whole text, which is brought up to date for each token.",
+            fix="Pass a smaller size: 2 to 5 find nearly all there is.", argument="max_matching_ngram_size",
+        )  # fmt: skip
+
+    def lookup(job: Job) -> Lookup:
+        texts = _real_tokens(job.prompt)
+        return Lookup(texts, count=count, longest=longest, eos=job.settings.eos, price=price)
+
+    return lookup
 
 
 def _real_tokens(prompt: Prompt) -> list[list[int]]:
