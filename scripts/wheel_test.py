@@ -9,7 +9,8 @@ forgot. Here each package gets an environment of its own whose site-packages hol
 
 Step one, with the runtime requirements only: every module of the package is imported. One may fail only on a module
 that an extra of the package declares. Step two, with the requirements of the extra `test` added: the package's own
-tests run, from a copy outside the repository. The core's own tests need plugins and run in `make test`; for the core,
+tests run, from a copy outside the repository: each test function once, with its first parameters. All of them run in
+`make test`, and what a wheel lacks shows in any; `--all` runs all here, too. The core's own tests need plugins; for it,
 step two is its command line with no plugin installed.
 
 Links instead of installs make this a matter of seconds a package; installing torch for each would take a minute.
@@ -45,6 +46,17 @@ ROOT = Path(__file__).resolve().parent.parent
 CORE = "pluglm"
 #: What `make test` runs as well need not take its time twice.
 MARKERS = "not gpu and not network and not slow"
+
+# Beside the copy of a package's tests: of each test function the first set of parameters.
+ONE_OF_EACH = """
+def pytest_collection_modifyitems(config, items):
+    first = {}
+    for item in items:
+        first.setdefault((item.path, item.nodeid.partition("[")[0]), item)
+    kept = set(map(id, first.values()))
+    config.hook.pytest_deselected(items=[item for item in items if id(item) not in kept])
+    items[:] = first.values()
+"""
 
 # Runs inside the clean environment: imports every module below argv[1], prints one line for each that is missing.
 IMPORT_ALL = """
@@ -235,8 +247,8 @@ def importable(requirements: Iterable[Requirement]) -> set[str]:
     return found | {name.replace("-", "_") for name in names}
 
 
-def check(package: Package, packages: dict[NormalizedName, Package], work: Path) -> None:
-    """Steps one and two for one package. Raises: WheelTestError if one fails."""
+def check(package: Package, packages: dict[NormalizedName, Package], work: Path, *, every: bool) -> None:
+    """Steps one and two for one package; `every`: all parameters of its tests. Raises: WheelTestError if one fails."""
     environment = CleanEnvironment(work / package.name)
     runtime = close([Requirement(package.name)], packages)
     environment.add(runtime, packages)
@@ -255,6 +267,8 @@ def check(package: Package, packages: dict[NormalizedName, Package], work: Path)
     environment.add(close([Requirement(f"{package.name}[test]")], packages), packages)
     copy = work / f"{package.name}-tests" / "tests"
     shutil.copytree(tests, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    if not every:
+        (copy.parent / "conftest.py").write_text(ONE_OF_EACH, encoding="utf-8")
     settings = ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(copy.parent), "-p", "no:cacheprovider"]
     if said := environment.run("-m", "pytest", "--quiet", *settings, "-m", MARKERS, str(copy)):
         raise WheelTestError(f"its tests fail when it is installed alone.\n{said}")
@@ -269,6 +283,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", nargs="*", type=Path, help="distributions to test (default: all)")
     parser.add_argument("--only", action="store_true", help="build no other wheel: the siblings are not needed")
+    parser.add_argument("--all", action="store_true", help="run the tests with all their parameters")
     options = parser.parse_args()
     wanted = [path.resolve() for path in options.folder]
     folders = wanted if options.only else [*distributions(), *(path for path in wanted if path not in distributions())]
@@ -277,17 +292,17 @@ def main() -> int:
         packages = build(folders, work / "wheels")
         chosen = [package for package in packages.values() if not wanted or package.folder in wanted]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            failures = list(pool.map(lambda package: report(package, packages, work), chosen)).count(False)
-    if failures:
+            passed = list(pool.map(lambda package: report(package, packages, work, every=options.all), chosen))
+    if failures := passed.count(False):
         print(f"{failures} of the packages failed.")
     return bool(failures)
 
 
-def report(package: Package, packages: dict[NormalizedName, Package], work: Path) -> bool:
+def report(package: Package, packages: dict[NormalizedName, Package], work: Path, *, every: bool) -> bool:
     """Check one package and say how it went."""
     start = time.monotonic()
     try:
-        check(package, packages, work)
+        check(package, packages, work, every=every)
     except (WheelTestError, subprocess.SubprocessError) as error:
         print(f"{package.name} FAILED: {error}", flush=True)
         return False
