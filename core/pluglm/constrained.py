@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -161,9 +162,15 @@ class ConstraintProcessor:
                 one.matcher.allow(masks, row)
             else:
                 masks[row].fill_(0 if one is not None and one.state == "lost" else -1)
-        words = masks[:rows].to(scores.device)  # waits for the copy, so `masks` may be written again
-        forbidden = ((words[:, :, None] >> self._bits) & 1).view(rows, -1)[:, :V] == 0
-        return scores.masked_fill_(forbidden, -torch.inf)
+        return scores.masked_fill_(self._forbidden(masks[:rows], V, scores.device), -torch.inf)
+
+    def _forbidden(self, masks: Tensor, V: int, device: torch.device) -> Tensor:
+        """[R, V] bool: the bits that are not set, one by one."""
+        if device.type == "cpu":  # numpy unpacks bits in one call, torch in four
+            octets = (~masks).numpy().astype("<i4", copy=False).view(np.uint8)
+            return torch.from_numpy(np.unpackbits(octets, axis=1, count=V, bitorder="little")).view(torch.bool)
+        words = masks.to(device)  # waits for the copy, so `masks` may be written again
+        return ((words[:, :, None] >> self._bits) & 1).view(len(masks), -1)[:, :V] == 0
 
 
 @dataclass
