@@ -10,7 +10,7 @@ PACKAGES := $(sort $(dir $(wildcard plugins/*/pyproject.toml contrib/*/pyproject
 BENCHMARKS := $(sort $(filter-out tests/benchmarks/test_%,$(wildcard tests/benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-oldest-pluggy test-hqq test-executor-cpu lint format bench wheels clean
+.PHONY: help setup demo test test-oldest-pluggy test-hqq lint format bench wheels clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -31,10 +31,7 @@ test-oldest-pluggy: setup ## run the tests of the core on the oldest pluggy we s
 
 test-hqq: setup ## run the tests that need the package hqq, kept apart: Transformers imports it wherever it is installed
 	DISABLE_CUDA=1 $(VENV)/python -m pip install --quiet --no-deps --upgrade --target .venv/hqq hqq==0.2.8.post1
-	PYTHONPATH=.venv/hqq $(VENV)/python -m pytest --timeout=600 -k hqq plugins/pluglm-caches
-
-test-executor-cpu: setup ## run the tests of the native executor, which is experimental
-	PLUGLM_EXPERIMENTAL=1 $(VENV)/python -m pytest --timeout=600 plugins/pluglm-executor-cpu tests/parity/test_native_executor.py
+	PYTHONPATH=.venv/hqq $(VENV)/python -m pytest --timeout=600 -k hqq -m "not gpu" plugins/pluglm-caches plugins/pluglm-quantizer-hqq
 
 lint: setup ## check style, types and manifests
 	$(VENV)/python -m ruff check

@@ -39,7 +39,7 @@ KINDS: dict[str, Kind] = {
              "computes attention and builds the masks it needs"),
         Kind("cache", "pluglm.caches", ("pluglm_build_cache",), "2.0",
              "keeps keys, values and states between forward passes"),
-        Kind("quantizer", "pluglm.quantizers", ("pluglm_build_quantizer",), "1.1",
+        Kind("quantizer", "pluglm.quantizers", ("pluglm_build_quantizer",), "1.2",
              "replaces linear layers by smaller ones"),
         Kind("decoding", "pluglm.decoding", ("pluglm_build_decoding",), "1.3",
              "chooses the next tokens"),

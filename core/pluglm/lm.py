@@ -15,7 +15,7 @@ from pluglm.calls import Call, CallReader, check_flag
 from pluglm.completions import Completion, completions
 from pluglm.constraints import Constraints
 from pluglm.contracts.decoding import DecodingStrategy, GenerationConfig, GenerationOutput
-from pluglm.contracts.quantizer import Quantizer, QuantizerRequest
+from pluglm.contracts.quantizer import Quantizer, QuantizerRequest, UnpackingQuantizer
 from pluglm.contracts.text import Tokenizer
 from pluglm.errors import InputError, PlanError
 from pluglm.fingerprint import fingerprint
@@ -67,7 +67,7 @@ class LanguageModel:
             eos=t.eos_token_id if t else None, bos=t.bos_token_id if t else None, pad=t.pad_token_id if t else None,
         )  # fmt: skip
         self._manager, self._context = manager, context
-        self._quantizer = parts.quantizer
+        self._quantizer = None if isinstance(parts.quantizer, UnpackingQuantizer) else parts.quantizer
         planned = (built.plan["decoding"], parts.strategy)
         self._strategies = Strategies(manager, context, t, decoding, planned, excluded)
         constraints = Constraints(manager, context, t, constraint, excluded)

@@ -164,7 +164,7 @@ class Loader:
                 f"the weights of {path} are packed by {method!r}, which no installed plugin reads.",
                 why="loading them as if they were plain weights would give noise.",
                 fix=f'Install a quantizer plugin named {method!r} (entry-point group "pluglm.quantizers"), such as '
-                f"pluglm-quantizer-{method.replace('_', '-')}, or use an unpacked copy of the model.",
+                f"{reader_of(method)}, or use an unpacked copy of the model.",
                 kind="quantizer", name=method, path=path,
             ) from e  # fmt: skip
 
@@ -209,3 +209,9 @@ def _without_settings(choice: Choice) -> Choice:
             fix=f"Leave these out: parts of kind {choice.kind} have no settings.", reasons=tuple(reasons),
         )  # fmt: skip
     return choice
+
+
+def reader_of(method: str) -> str:
+    """The distribution that most likely reads weights packed by a method."""
+    published = ("gptq", "awq", "compressed-tensors", "fp8", "mxfp4")
+    return f"pluglm-quantizer-{'published' if method in published else method.replace('_', '-')}"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
 from itertools import chain
 
 from torch import nn
 
-from pluglm.contracts.quantizer import Quantizer
+from pluglm.contracts.quantizer import PublishedQuantizer, Quantizer
 from pluglm.contracts.text import Checkpoint
 from pluglm.contracts.weights import WeightMap
 from pluglm.errors import CheckpointError
@@ -53,7 +53,7 @@ def is_packed(layer: nn.Module) -> bool:
 
 
 def packed_layers(
-    layers: Collection[str], quantizer: Quantizer, weights: WeightMap, checkpoint: Checkpoint
+    layers: Mapping[str, nn.Linear], quantizer: Quantizer, weights: WeightMap, checkpoint: Checkpoint
 ) -> dict[str, dict[str, str]]:
     """The layers that the checkpoint holds packed, each with short -> whole names of its tensors.
 
@@ -64,13 +64,28 @@ def packed_layers(
     written, prefix = weights.prefixes[0], spelled_prefix(weights, names)
     plain = {target: rule.sources for rule in weights.rules for target in rule.targets}
     places = packed_places(weights)
+    held: dict[str, set[str]] = defaultdict(set)
+    for name in names:
+        at, dot, _ = name.partition(".weight.")  # what belongs to a weight lies under its name: q.weight.absmax
+        at = at if dot else module_of(name)
+        held[at].add(name[len(at) + 1 :])
+    asked = quantizer if isinstance(quantizer, PublishedQuantizer) else None
     found = {}
-    for layer in layers:
-        place = places.get(f"{layer}.weight", layer)
-        tensors = {
-            short: respelled(f"{place}.{short}", written, prefix) if f"{layer}.weight" in places else f"{place}.{short}"
-            for short in quantizer.tensor_names(layer)
-        }
+    for layer, linear in layers.items():
+        place = layer
+        if f"{layer}.weight" in places:
+            place = module_of(respelled(f"{places[f'{layer}.weight']}.weight", written, prefix))
+        if asked is not None:
+            sources = () if f"{layer}.weight" in places else plain.get(f"{layer}.weight", ())
+            _check_whole(layer, {module_of(respelled(s, written, prefix)) for s in sources}, held, checkpoint)
+            shorts = asked.stored_names(layer, place, frozenset(held.get(place, ())))
+            if not shorts:
+                continue
+            if getattr(linear, "bias", None) is not None and "bias" not in shorts:
+                shorts += ("bias",)  # which the file lacks: said below
+        else:
+            shorts = quantizer.tensor_names(layer)
+        tensors = {short: f"{place}.{short}" for short in shorts}
         both = {f"{layer}.weight", f"{layer}.bias"}
         weight = {respelled(source, written, prefix) for source in plain.get(f"{layer}.weight", ())}
         bias = {respelled(source, written, prefix) for source in plain.get(f"{layer}.bias", ())}
@@ -87,3 +102,15 @@ def packed_layers(
             )  # fmt: skip
         found[layer] = tensors
     return found
+
+
+def _check_whole(layer: str, modules: Collection[str], held: Mapping[str, set[str]], checkpoint: Checkpoint) -> None:
+    """Packed tensors are read whole: raise CheckpointError if this layer would be a part of some, or turned."""
+    for module in sorted(modules):
+        if packed := sorted(held.get(module, set()) - {"weight", "bias"}):
+            raise CheckpointError(
+                f"{checkpoint.path} holds {module} packed, from which {layer} would have to be taken.",
+                why="this model splits or turns that weight while it is read, and packed tensors are only read whole.",
+                fix="Use an unpacked copy of the model.",
+                path=str(checkpoint.path), tensor=f"{module}.{packed[0]}",
+            )  # fmt: skip

@@ -152,6 +152,9 @@ def check_shapes(a: Assignment, checkpoint: Checkpoint, parameters: Mapping[str,
         wrong = [info.dtype for info in infos if not info.dtype.startswith(("F", "BF"))]
         if target in parameters and parameters[target].is_floating_point() and wrong:
             raise _mismatch(checkpoint, name, f"it is stored as {wrong[0]}, a weight must be floating point")
+        narrow = [info.dtype for info in infos if info.dtype.startswith("F8")]
+        if target in parameters and narrow:
+            raise _mismatch(checkpoint, name, f"it is stored as {narrow[0]}, which says nothing without its scales")
 
 
 def _mismatch(checkpoint: Checkpoint, name: str, why: str) -> CheckpointError:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pluglm.contracts.dtypes import torch_dtype
-from pluglm.contracts.quantizer import Quantizer
+from pluglm.contracts.quantizer import Quantizer, UnpackingQuantizer
 from pluglm.contracts.text import Checkpoint
 from pluglm.contracts.weights import WeightMap, WeightRule
 from pluglm.errors import CheckpointError, PlanError
@@ -36,6 +36,8 @@ def load_weights(
         track: wraps the iteration to show progress.
     Raises: CheckpointError before any tensor is read, if names, shapes or dtypes do not fit.
     """
+    if packed and isinstance(quantizer, UnpackingQuantizer):
+        checkpoint, quantizer, packed = quantizer.unpacked(checkpoint), None, False
     weights = in_layout(weights, checkpoint.tensors)
     replace = quantized_layers(module, quantizer, skip) if quantizer is not None else {}
     stored: dict[str, dict[str, str]] = {}

@@ -1,9 +1,10 @@
 """Decode speed of the executors `cpu` and `eager`: one token a pass, the same tokens, on the same caches.
 
 Two models: the embedded one in float32, and one of the shape of SmolLM2-135M in bfloat16, with random weights, written to
-a temporary folder. Before anything is timed both executors run the same tokens and their logits are compared; then
-rounds alternate between the two, so that a machine whose speed drifts shifts both. Prints a table, then one line of
-JSON. `--quick` makes fewer and shorter rounds.
+a temporary folder. Both also with packed weights of 8 and 4 bits (`pluglm-quantizer-native`), which both executors read,
+computed in float32, and natively with activations rounded to 8 bits as well. Before anything is timed both executors run
+the same tokens and their logits are compared; then rounds alternate between the two, so that a machine whose speed drifts
+shifts both. Prints a table, then one line of JSON. `--quick` makes fewer and shorter rounds.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ SMOLLM2_135M = {
     "hidden_act": "silu", "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 100000.0,
     "tie_word_embeddings": True, "torch_dtype": "bfloat16", "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
-#: Largest difference of logits: absolute in float32; in bfloat16 relative to the largest logit of the pass.
-TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
+#: Largest difference of logits: absolute for plain float32; else relative to the largest logit of the pass. Rounded
+#: activations are no bound of this package's, but a measurement: beyond it something else is wrong.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2, "packed": 1e-3, "rounded": 2e-1}
 PROMPT = 16
 
 
@@ -73,35 +75,58 @@ def decode(lm: pluglm.LanguageModel, tokens: torch.Tensor, *, keep: bool = False
         return kept, time.perf_counter() - started
 
 
-def difference(one: Sequence[torch.Tensor], two: Sequence[torch.Tensor], dtype: str) -> float:
+def difference(one: Sequence[torch.Tensor], two: Sequence[torch.Tensor], kind: str) -> float:
     """The largest difference of logits, as TOLERANCE counts it."""
     worst = 0.0
     for a, b in zip(one, two, strict=True):
         apart = float((a.float() - b.float()).abs().max())
-        worst = max(worst, apart if dtype == "float32" else apart / float(b.float().abs().max()))
+        worst = max(worst, apart if kind == "float32" else apart / float(b.float().abs().max()))
     return worst
 
 
-def compare(model: str, dtype: str, count: int, rounds: int, options: dict[str, Any]) -> dict[str, Any]:
-    """Verify, then time both executors on one model."""
-    how = {"dtype": dtype, "device": "cpu", "cache": "static", "attention": "sdpa", "decoding": "greedy"}
-    native = pluglm.load(model, executor="cpu", options={"executor": options}, **how)
-    eager = pluglm.load(model, executor="eager", **how)
+def compare(
+    model: str, dtype: str, count: int, rounds: int, options: dict[str, Any], quantizer: str | None = None
+) -> dict[str, Any]:
+    """Verify, then time both executors on one model. options: of the native one."""
+    how: dict[str, Any] = {
+        "dtype": dtype,
+        "device": "cpu",
+        "cache": "static",
+        "attention": "sdpa",
+        "decoding": "greedy",
+    }
+    packing: dict[str, Any] = {}
+    if quantizer is not None:
+        how["quantizer"], packing = quantizer, {"quantizer": {"rounding": "nearest"}}  # the quickest: speed is the same
+    native = pluglm.load(model, executor="cpu", options={"executor": options, **packing}, **how)
+    eager = pluglm.load(model, executor="eager", options=packing, **how)
+    kind = dtype if quantizer is None else "rounded" if options.get("activations") == "int8" else "packed"
     draw = torch.Generator().manual_seed(1)
     tokens = torch.randint(0, native.model.description.vocab_size, (1, PROMPT + count), generator=draw)
-    apart = difference(decode(native, tokens, keep=True)[0], decode(eager, tokens, keep=True)[0], dtype)
-    assert apart <= TOLERANCE[dtype], f"{model}: logits are {apart} apart"
+    apart = difference(decode(native, tokens, keep=True)[0], decode(eager, tokens, keep=True)[0], kind)
+    assert apart <= TOLERANCE[kind], f"{model}: logits are {apart} apart"
     times = [(decode(native, tokens)[1] / count, decode(eager, tokens)[1] / count) for _ in range(rounds)]
     ratios = [b / a for a, b in times]
     executor: Any = native.model.executor
     return {
-        "model": "SmolLM2-135M shape" if Path(model).is_dir() else model, "dtype": dtype, "tokens": count,
+        "model": "SmolLM2-135M shape" if Path(model).is_dir() else model, "dtype": dtype, "quantizer": quantizer,
+        "activations": executor.activations, "tokens": count,
         "rounds": rounds, "isa": executor.isa, "threads": executor.threads, "logits_apart": apart,
         "cpu_tokens_s": round(1 / statistics.median(a for a, _ in times), 1),
         "eager_tokens_s": round(1 / statistics.median(b for _, b in times), 1),
         "ratio": round(statistics.median(ratios), 2), "ratio_min": round(min(ratios), 2),
         "ratio_max": round(max(ratios), 2),
     }  # fmt: skip
+
+
+def every_form(model: str, dtype: str, count: int, rounds: int, options: dict[str, Any]) -> list[dict[str, Any]]:
+    """Plain weights in the model's dtype; packed ones in float32, exact and with rounded activations."""
+    results = [compare(model, dtype, count, rounds, options)]
+    for quantizer in ("native:int8", "native:int4"):
+        for activations in ("float32", "int8"):
+            given = {**options, "activations": activations}
+            results.append(compare(model, "float32", count, rounds, given, quantizer))
+    return results
 
 
 def main() -> None:
@@ -113,14 +138,16 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     count, rounds = (48, 3) if args.quick else (256, 9)
-    options = {"isa": args.isa} if args.isa else {}
-    results = [compare("pystdlib", "float32", count, rounds, options)]
+    options: dict[str, Any] = {"isa": args.isa} if args.isa else {}
+    options["threads"] = args.threads
+    results = every_form("pystdlib", "float32", count, rounds, options)
     with tempfile.TemporaryDirectory() as folder:
         write_random(Path(folder))
-        results.append(compare(folder, "bfloat16", count, rounds, options))
-    print(f"{'model':20} {'dtype':9} {'cpu':>9} {'eager':>9}  tokens/s, median of {rounds} rounds")
+        results += every_form(folder, "bfloat16", count, rounds, options)
+    print(f"{'model':20} {'weights':12} {'x':8} {'cpu':>9} {'eager':>9}  tokens/s, median of {rounds} rounds")
     for r in results:
-        print(f"{r['model']:20} {r['dtype']:9} {r['cpu_tokens_s']:9.1f} {r['eager_tokens_s']:9.1f}  "
+        print(f"{r['model']:20} {r['quantizer'] or r['dtype']:12} {r['activations']:8} "
+              f"{r['cpu_tokens_s']:9.1f} {r['eager_tokens_s']:9.1f}  "
               f"ratio {r['ratio']} [{r['ratio_min']} … {r['ratio_max']}], logits {r['logits_apart']:.1e} apart")  # fmt: skip
     machine = {"torch": torch.__version__, "machine": platform.processor() or platform.machine()}
     print(json.dumps({"results": results, **machine}))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pluglm.contracts import Chain, Split, SplitGroups, Stack, Transpose, WeightMap, WeightRule, rules
 from pluglm.errors import CheckpointError
+from pluglm.loader import reader_of
 from pluglm.weight_packing import quantize_module, quantized_layers
 from pluglm.weight_rules import assign
 from pluglm.weights import export_weights, load_weights
@@ -660,6 +661,119 @@ def test_packed_weights_without_the_optional_prefix_are_found() -> None:
     assert isinstance(module.get_submodule("layers.0.up"), Packed)
 
 
+class Beside(Halves):
+    """Writes as bitsandbytes does: the packed weight keeps its name, and what belongs to it lies under that name."""
+
+    def pack(self, module: nn.Module) -> dict[str, Tensor]:
+        tensors = super().pack(module)
+        return {"weight": tensors.pop("half"), "weight.state.scale": torch.tensor(2.0), **tensors}
+
+    def stored_names(self, name: str, place: str, present: frozenset[str]) -> tuple[str, ...]:
+        self.places = {**getattr(self, "places", {}), name: (place, present)}
+        return tuple(sorted(present)) if "weight.state.scale" in present else ()
+
+    def unpack(self, name: str, tensors: Mapping[str, Tensor]) -> nn.Module:
+        return Packed(tensors["weight"] * tensors["weight.state.scale"] / 2, tensors.get("bias"))
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_a_packed_weight_may_keep_its_name_with_tensors_under_it(bare: bool) -> None:
+    quantizer = Beside(refuses=("layers.1.up",))
+    held, weights = contents(bias=True), table(bias=True)
+    module = fill(on_meta(bias=True), weights, FakeCheckpoint(held), quantizer=quantizer)
+    written = dict(export_weights(module, weights, quantizer))
+    assert written.keys() >= {"model.h.0.up.weight", "model.h.0.up.weight.state.scale", "model.h.0.up.bias"}
+    assert "model.h.1.up.weight.state.scale" not in written
+    if bare:
+        written = {name.removeprefix("model."): t for name, t in written.items()}
+    reader = Beside(refuses=())
+    again = fill(on_meta(bias=True), weights, FakeCheckpoint(written), quantizer=reader, packed=True)
+    prefix = "" if bare else "model."
+    assert reader.places["layers.0.up"] == (f"{prefix}h.0.up", {"weight", "weight.state.scale", "bias"})
+    assert reader.places["layers.1.up"] == (f"{prefix}h.1.up", {"weight", "bias"})
+    assert isinstance(again.get_submodule("layers.1.up"), nn.Linear)
+    assert torch.equal(again.get_parameter("layers.0.up.halved") * 2, held["model.h.0.up.weight"])
+    assert torch.equal(again.get_buffer("layers.0.up.shift"), held["model.h.0.up.bias"])
+
+
+class Reads(Halves):
+    """One that reads files of others: what a layer has there shows in the file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: dict[str, tuple[str, frozenset[str]]] = {}
+
+    def stored_names(self, name: str, place: str, present: frozenset[str]) -> tuple[str, ...]:
+        self.asked[name] = place, present
+        return tuple(sorted(present)) if "half" in present else ()
+
+
+def halved(held: Mapping[str, Tensor], *layers: str) -> dict[str, Tensor]:
+    """The same contents with these layers packed as `Halves` does it."""
+    packed = {name: tensor for name, tensor in held.items() if name.removesuffix(".weight") not in layers}
+    return packed | {f"{layer}.half": held[f"{layer}.weight"] / 2 for layer in layers}
+
+
+@pytest.mark.parametrize("spelled", ["model.", ""])
+def test_a_reader_of_others_files_is_shown_what_is_there_under_the_files_own_name(spelled: str) -> None:
+    held = halved(contents(bias=True), "model.h.0.up", "model.h.1.up")
+    held = {spelled + name.removeprefix("model."): t for name, t in held.items() if name != "lm_head.weight"}
+    held["lm_head.weight"] = contents()["lm_head.weight"]
+    reader = Reads()
+    module = fill(on_meta(bias=True), table(bias=True), FakeCheckpoint(held), quantizer=reader, packed=True)
+    assert reader.asked["layers.0.up"] == (f"{spelled}h.0.up", {"half", "bias"})
+    assert reader.asked["layers.1.down"] == (f"{spelled}h.1.down", {"weight", "bias"})
+    assert torch.equal(module.get_buffer("layers.1.up.shift"), held[f"{spelled}h.1.up.bias"])
+    assert isinstance(module.get_submodule("layers.1.down"), nn.Linear)
+
+
+def test_a_reader_need_not_know_that_a_layer_has_a_bias() -> None:
+    held = halved(contents(bias=True), "model.h.0.up")
+    del held["model.h.0.up.bias"]
+    error = refusal(table(bias=True), FakeCheckpoint(held), on_meta(bias=True), quantizer=Reads(), packed=True)
+    assert error.what == "model-folder lacks packed tensors of layers.0.up: 'model.h.0.up.bias'."
+
+
+@pytest.mark.parametrize("transform", [Split((Q, K)), Transpose()])
+def test_packed_tensors_of_a_fused_or_turned_weight_are_refused(transform: Any) -> None:
+    class Fused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k = nn.Linear(C, Q, bias=False), nn.Linear(C, K, bias=False)
+
+    targets = ("q.weight", "k.weight") if isinstance(transform, Split) else ("q.weight",)
+    rest = () if isinstance(transform, Split) else (WeightRule(("k.weight",), ("k.weight",)),)
+    weights = WeightMap((WeightRule(("a.qk.weight",), targets, transform), *rest))
+    checkpoint = FakeCheckpoint({"a.qk.half": torch.ones(Q + K, C), "k.weight": torch.ones(K, C)})
+    error = refusal(weights, checkpoint, on_meta(Fused), quantizer=Reads(), packed=True)
+    assert error.what == "model-folder holds a.qk packed, from which q would have to be taken."
+    assert error.why == (
+        "this model splits or turns that weight while it is read, and packed tensors are only read whole."
+    )
+    assert error.fix == "Use an unpacked copy of the model."
+    assert error.tensor == "a.qk.half"
+    assert checkpoint.read == []
+
+
+class Unpacks(Halves):
+    """One that gives plain tensors in the place of packed ones."""
+
+    def unpacked(self, checkpoint: Any) -> Any:
+        return FakeCheckpoint({
+            name.replace(".half", ".weight"): tensor * 2 if name.endswith(".half") else tensor
+            for name, tensor in checkpoint.held.items()
+        })  # fmt: skip
+
+
+def test_what_a_quantizer_unpacks_itself_is_read_as_if_nobody_had_packed_it() -> None:
+    held = contents()
+    packed = FakeCheckpoint(halved(held, "model.h.0.up", "model.h.1.down"))
+    module = fill(on_meta(), table(), packed, quantizer=Unpacks(), packed=True)
+    written = dict(export_weights(module, table()))
+    assert written.keys() == held.keys()
+    assert all(torch.equal(written[name], tensor) for name, tensor in held.items())
+
+
 def test_groups_are_dealt_out_as_their_docstring_says() -> None:
     fused = torch.arange(12).view(6, 2)  # two groups of: two rows of the first part, one of the second
     first, second = SplitGroups(2, (2, 1)).apply([fused])
@@ -748,3 +862,15 @@ def test_a_rule_may_keep_a_wider_dtype_than_the_models() -> None:
     assert module.get_parameter("weight").dtype == torch.bfloat16
     assert torch.equal(module.get_parameter("bias"), wide)
     assert dict(export_weights(module, weights))["b"].dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("method", "package"),
+    [
+        ("gptq", "pluglm-quantizer-published"),
+        ("mxfp4", "pluglm-quantizer-published"),
+        ("spq_r", "pluglm-quantizer-spq-r"),
+    ],
+)
+def test_the_advice_names_the_package_that_reads_a_method(method: str, package: str) -> None:
+    assert reader_of(method) == package

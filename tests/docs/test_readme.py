@@ -45,6 +45,7 @@ PAGES = (
     HOW_TO / "order-of-processors.md",
     HOW_TO / "constrain-the-output.md",
     HOW_TO / "stream-text.md",
+    HOW_TO / "quantize-a-model.md",
 )
 SHELLS = ("console", "bash", "sh", "shell")
 FENCE = re.compile(

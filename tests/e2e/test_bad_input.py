@@ -119,9 +119,12 @@ FILES: dict[str, Row] = {
         config(tie_word_embeddings=True), CheckpointError, ("lm_head.weight", "differs from", "tie_word_embeddings to false")),
     "untied, and there is no head": (
         weights(lambda t: t.pop("lm_head.weight")), CheckpointError, ("lacks 1 of the tensors", "lm_head.weight")),
+    "float8 without its scales": (
+        weights(lambda t: t.update({Q: t[Q].to(torch.float8_e4m3fn)})), CheckpointError,
+        (Q, "stored as F8_E4M3, which says nothing without its scales", "To do")),
     "packed by an unknown method": (
-        config(quantization_config={"quant_method": "gptq", "bits": 4}), PluginNotFoundError,
-        ("packed by 'gptq'", "would give noise", "pluglm-quantizer-gptq")),
+        config(quantization_config={"quant_method": "spq_r", "bits": 4}), PluginNotFoundError,
+        ("packed by 'spq_r'", "would give noise", "pluglm-quantizer-spq-r")),
     "packed by a repository": (
         config(quantization_config={"quant_method": "org/quantizer"}), ConfigError,
         ("'org/quantizer'", "never names a place to fetch one from", "To do")),

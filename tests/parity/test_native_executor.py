@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import kit
 import pytest
+import torch
 from checkpoints import VARIANTS
 
 import pluglm
+from pluglm.contracts import ForwardInput
 from pluglm.errors import UnsupportedRequestError
 from pluglm.lm import LanguageModel
 
 native = pytest.importorskip("pluglm_executor_cpu.native")
-pytestmark = [
-    pytest.mark.skipif(native.library() is None, reason="pluglm-executor-cpu has no compiled library here"),
-    pytest.mark.skipif(
-        "PLUGLM_EXPERIMENTAL" not in os.environ, reason="experimental; `make test-executor-cpu` runs it"
-    ),
-]
+pytestmark = pytest.mark.skipif(native.library() is None, reason="pluglm-executor-cpu has no compiled library here")
 
 #: Ops of a program that it refuses, by their names there.
 REFUSED = {"experts", "latent_attention", "state_space"}
@@ -84,6 +80,28 @@ def test_a_completion_runs_natively_from_end_to_end(loaded: Any, run_natively: A
     assert one.token_ids == two.token_ids
     assert len(one.token_ids) == STEPS
     assert lm.model.executor.native_passes == STEPS - 1
+
+
+@pytest.mark.parametrize("quantizer", ["native:int8", "native:int4"])
+def test_packed_weights_run_natively_from_prompt_to_end(quantizer: str) -> None:
+    """Both executors read the same blocks; the native one computes the prompt, too."""
+    pytest.importorskip("pluglm_quantizer_native")
+    how: dict[str, Any] = {
+        "dtype": "float32", "device": "cpu", "cache": "static", "decoding": "greedy", "quantizer": quantizer,
+    }  # fmt: skip
+    eager = pluglm.load("pystdlib", executor="eager", **how)
+    lm = pluglm.load("pystdlib", executor="cpu", options={"executor": {"threads": 2}}, **how)
+    one, two = (each.complete("import os\n\ndef read_lines(path):\n    ", max_new_tokens=12) for each in (lm, eager))
+    assert one.token_ids == two.token_ids
+    assert lm.model.executor.native_passes > 0
+    assert lm.model.executor.torch_passes == 0
+    ids, at = torch.tensor([one.token_ids]), torch.arange(len(one.token_ids))[None]
+    with torch.no_grad():
+        got, want = (
+            each.model.executor.run(ForwardInput(ids, at, each.new_cache(capacity=20), dense=True)).logits
+            for each in (lm, eager)
+        )
+    assert (got - want).abs().max() <= TOLERANCE * want.abs().max()
 
 
 def test_auto_leaves_it_alone(folder: Callable[[str], Path]) -> None:

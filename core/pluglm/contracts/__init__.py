@@ -42,7 +42,7 @@ from pluglm.contracts.program import (
     Rope,
     StateSpace,
 )
-from pluglm.contracts.quantizer import Quantizer, QuantizerRequest
+from pluglm.contracts.quantizer import PublishedQuantizer, Quantizer, QuantizerRequest, UnpackingQuantizer
 from pluglm.contracts.runtime import KERNEL_OPS, Executor, ExecutorRequest, KernelRequest
 from pluglm.contracts.slots import CrossSlot, KVSlot, LatentSlot, SharedSlot, Slot, StateSlot
 from pluglm.contracts.text import Checkpoint, Message, Source, SourceRequest, Tokenizer, TokenizerRequest
@@ -68,8 +68,8 @@ __all__ = [
     "GenerationConfig", "GenerationOutput", "Grammar", "GroupedLinear", "GroupedWeight", "Head", "KVSlot",
     "KVView", "KernelRequest", "KeyInfo", "LatentAttention", "LatentSlot", "LatentView", "Layer",
     "LogitsProcessor", "MaskSpec", "Matcher", "Message", "ModelDescription", "ModelModule", "ModelParts", "Norm",
-    "PagedView", "Part", "Placed", "QuantizedView", "Quantizer", "QuantizerRequest", "Rope", "RowBlocks",
-    "SharedSlot", "Slot", "Source", "SourceRequest", "Split", "SplitGroups", "Stack", "StateSlot", "StateSpace",
-    "Step", "StoppingCriterion", "Streamer", "TokenSelector", "Tokenizer", "TokenizerRequest", "Transform",
-    "Transpose", "WeightMap", "WeightRule", "rules",
+    "PagedView", "Part", "Placed", "PublishedQuantizer", "QuantizedView", "Quantizer", "QuantizerRequest", "Rope",
+    "RowBlocks", "SharedSlot", "Slot", "Source", "SourceRequest", "Split", "SplitGroups", "Stack", "StateSlot",
+    "StateSpace", "Step", "StoppingCriterion", "Streamer", "TokenSelector", "Tokenizer", "TokenizerRequest",
+    "Transform", "Transpose", "UnpackingQuantizer", "WeightMap", "WeightRule", "rules",
 ]  # fmt: skip

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from pluglm.contracts.text import Checkpoint
+
 
 @dataclass(frozen=True)
 class QuantizerRequest:
@@ -69,4 +71,35 @@ class Quantizer(Protocol):
 
     def config(self) -> dict[str, Any]:
         """The `quantization_config` to write beside packed weights; `quant_method` names the provider."""
+        ...
+
+
+@runtime_checkable
+class PublishedQuantizer(Quantizer, Protocol):
+    """A quantizer of files that others wrote: what a layer has there shows in the file, not beforehand."""
+
+    def stored_names(self, name: str, place: str, present: frozenset[str]) -> tuple[str, ...]:
+        """The short names of one layer's tensors in this file; asked instead of `tensor_names`, after `refusal`.
+
+        Args:
+            name: the module's place in the model. place: the layer's name as the file spells it, which is what lists of
+                layers in a quantization_config mean. present: short names of all tensors that the file keeps there.
+        Returns: what `unpack` is to be given, a bias included; () if the file keeps this layer plain.
+        Raises: ConfigError or CheckpointError if the file contradicts its quantization_config.
+        """
+        ...
+
+
+@runtime_checkable
+class UnpackingQuantizer(Quantizer, Protocol):
+    """A quantizer of files whose packed tensors belong to no linear layer (stacks of experts): they become plain ones.
+
+    The core loads what `unpacked` gives as if nobody had packed it, asks for nothing else, and saves plain weights.
+    """
+
+    def unpacked(self, checkpoint: Checkpoint) -> Checkpoint:
+        """The same checkpoint with plain tensors in the place of packed ones, each unpacked when it is asked for.
+
+        Raises: CheckpointError before a tensor is read, if names, shapes or dtypes do not fit.
+        """
         ...

@@ -24,7 +24,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pluglm.contracts import Quantizer, QuantizerRequest, WeightMap, rules
+from pluglm.contracts import PublishedQuantizer, Quantizer, QuantizerRequest, WeightMap, rules
+from pluglm.contracts.packed import BlockedLinear, GroupedLinear
 from pluglm.errors import UnsupportedRequestError
 from pluglm.weights import export_weights, load_weights
 
@@ -41,6 +42,8 @@ class QuantizerContract:
         device: where the tensors of the tests lie.
         layer: the name of a layer that is taken.
         sizes: (out, in) of the layers; pairwise different, and of a kind that is taken (multiples of a group).
+        rounds_inputs: its layers round what they are given, too, so that a product is not that with the weight they
+            offer; then the declared numerics bound the difference.
     """
 
     provider: ClassVar[Any]
@@ -49,6 +52,7 @@ class QuantizerContract:
     device: ClassVar[str] = "cpu"
     layer: ClassVar[str] = "layers.0.attn.q"
     sizes: ClassVar[tuple[tuple[int, int], ...]] = ((96, 64), (32, 192), (160, 128))
+    rounds_inputs: ClassVar[bool] = False
 
     # What a subclass may replace.
 
@@ -159,17 +163,21 @@ class QuantizerContract:
         again = reader.unpack(self.layer, load_file(tmp_path / "packed.safetensors")).to(self.device)
         assert torch.equal(again(x), module(x))
         for name, tensor in writer.pack(module).items():
-            assert torch.equal(reader.pack(again)[name], tensor), f"{name} differs after a round trip"
+            both = [t.flatten().view(torch.uint8) for t in (reader.pack(again)[name], tensor)]  # float8 has no `equal`
+            assert torch.equal(*both), f"{name} differs after a round trip"
 
     def test_tensor_names_are_the_keys_of_pack(self, bias: bool) -> None:
         """For the writer, and for a reader that knows the config alone."""
         writer = self.build()
         names = set(writer.pack(self.quantized(self.dtypes()[0], bias, writer)))
         for quantizer in (writer, self.reader(writer, self.dtypes()[0])):
-            listed = quantizer.tensor_names(self.layer)
+            if isinstance(quantizer, PublishedQuantizer):  # what a layer has shows in the file
+                listed = quantizer.stored_names(self.layer, self.layer, frozenset(names))
+            else:
+                listed = quantizer.tensor_names(self.layer)
             assert len(set(listed)) == len(listed)
             assert set(listed) == names, f"tensor_names says {sorted(listed)}, pack gives {sorted(names)}"
-        assert not any("." in name for name in names)
+        assert not any("." in name for name in names if not name.startswith("weight."))
 
     def reader(self, writer: Quantizer, dtype: str) -> Quantizer:
         """The quantizer that a load of what `writer` saved would build."""
@@ -205,6 +213,69 @@ class QuantizerContract:
             device=self.device, dtype=getattr(torch, dtype), quantizer=quantizer, packed=packed,
         )  # fmt: skip
         return module
+
+    # What its layers offer to executors (`pluglm.contracts.packed`). Both forms are optional.
+
+    def offering(self, form: type, size: tuple[int, int], dtype: str, bias: bool) -> tuple[Quantizer, Any]:
+        """A quantizer and a replacement that has the form; the test is skipped if its layers do not."""
+        quantizer = self.build(dtype)
+        weight, shift, _ = self.tensors(size, dtype, bias)
+        module = quantizer.quantize(self.layer, weight, shift)
+        if not isinstance(module, form):
+            pytest.skip(f"its layers are no {form.__name__}")
+        return quantizer, module
+
+    def test_the_offered_weight_is_what_the_layer_multiplies_by(
+        self, size: tuple[int, int], dtype: str, bias: bool
+    ) -> None:
+        """Up to the rounding of the compute dtype, and of float32, in which it is offered."""
+        _, module = self.offering(GroupedLinear, size, dtype, bias)
+        _, shift, x = self.tensors(size, dtype, bias)
+        want = x.double() @ module.grouped().dense().double().T + (shift.double() if shift is not None else 0)
+        numerics = self.facts().get("numerics", {}) if self.rounds_inputs else {}
+        relative = max(numerics.get("rtol", 0.0), 1e-5, 4 * torch.finfo(x.dtype).eps)
+        limit = numerics.get("atol", 0.0) + relative * float(want.abs().max())
+        error = float((module(x).double() - want).abs().max())
+        assert error <= limit, f"forward is off by {error:.3g} from the product with grouped(), more than {limit:.3g}"
+
+    def test_the_offered_weight_is_well_formed(self, size: tuple[int, int], bias: bool) -> None:
+        """Codes within their bits, scales and offsets for each group, and the bias that was given."""
+        dtype, (out_features, in_features) = self.dtypes()[0], size
+        _, module = self.offering(GroupedLinear, size, dtype, bias)
+        weight, offered = module.grouped(), module.grouped_bias()
+        assert 1 <= weight.bits <= 8
+        assert in_features % weight.group_size == 0
+        assert weight.codes.dtype in (torch.int8, torch.uint8), f"codes are {weight.codes.dtype}"
+        assert weight.codes.shape == size
+        low = -(1 << (weight.bits - 1)) if weight.codes.dtype is torch.int8 else 0
+        found = int(weight.codes.min()), int(weight.codes.max())
+        assert low <= found[0] <= found[1] < low + (1 << weight.bits), f"codes of {weight.bits} bits are {found}"
+        for tensor in (weight.scale, weight.offset):
+            assert tensor is None or tensor.dtype is torch.float32
+            assert tensor is None or tensor.shape == (out_features, in_features // weight.group_size)
+        shift = self.tensors(size, dtype, bias)[1]
+        assert offered is None if shift is None else torch.equal(offered, shift)
+
+    def test_offered_blocks_are_the_layers_own_tensors_before_and_after_a_round_trip(
+        self, size: tuple[int, int], dtype: str
+    ) -> None:
+        """An executor reads them where they lie; what comes back from a file is the same blocks."""
+        writer, module = self.offering(BlockedLinear, size, dtype, bias=True)
+        again = self.reader(writer, dtype).unpack(self.layer, {k: t.clone() for k, t in writer.pack(module).items()})
+        assert isinstance(again, BlockedLinear), "what unpack gives is no BlockedLinear"
+        for layer in (module, again.to(self.device)):
+            blocks = layer.blocks
+            assert (blocks.rows, blocks.columns) == size
+            held = {t.untyped_storage().data_ptr() for t in (*layer.parameters(), *layer.buffers())}
+            for short in ("codes", "scale", "offset"):
+                tensor, first = getattr(blocks, short), getattr(module.blocks, short)
+                assert (tensor is None) == (first is None), f"{short} is there before or after the round trip alone"
+                if tensor is not None:
+                    assert tensor.is_contiguous(), f"{short} is not contiguous"
+                    assert tensor.untyped_storage().data_ptr() in held, f"{short} is a copy"
+                    assert torch.equal(tensor, first), f"{short} differs after a round trip"
+            said, weight = blocks.grouped().dense(), layer.grouped().dense()
+            assert torch.allclose(said, weight, rtol=1e-3, atol=1e-6), "blocks and grouped() are different weights"
 
     # What it says of itself.
 

@@ -8,27 +8,22 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pluglm_attention_eager
-import pluglm_caches
 import pluglm_executor_cpu
 import pytest
 import torch
-from pluglm_blocks import build_decoder
+from native_models import NORM, ROPE, SPEC, Pair, build_layout, close, layer, llama, make, with_library
 from pluglm_executor_cpu import native
 from torch import nn
 
-from pluglm import InputError, UnsupportedRequestError
+from pluglm import InputError, PluglmError, UnsupportedRequestError
 from pluglm.contracts import (
     Attention,
-    AttentionRequest,
     AttentionSpec,
     Branch,
-    CacheRequest,
     DecoderProgram,
     Embedding,
     ExecutorRequest,
@@ -38,110 +33,13 @@ from pluglm.contracts import (
     KVSlot,
     Layer,
     MaskSpec,
-    ModelDescription,
-    ModelParts,
     Norm,
     Part,
     Rope,
     SharedSlot,
 )
-from pluglm.contracts.weights import WeightMap
-
-#: Experimental: see the README. A crash in native code would end the whole test run.
-pytestmark = pytest.mark.skipif(
-    "PLUGLM_EXPERIMENTAL" not in os.environ, reason="experimental; `make test-executor-cpu` runs it"
-)
 
 FOLDER = Path(__file__).resolve().parents[1]
-with_library = pytest.mark.skipif(native.library() is None, reason="this installation has no compiled library")
-SPEC = AttentionSpec(6, 3, 10, 10, 0.3)
-ROPE = Rope("default", 100.0, 10)
-NORM = Norm("rms", 24, 1e-5)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny tensors: torch's threads would only wait for each other. The executor's own are an option."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def layer(slot: int, spec: AttentionSpec = SPEC, rope: Rope | None = ROPE, **changed: Any) -> Layer:
-    """A Llama-like layer; `changed` fields of its attention."""
-    return Layer((
-        Branch((Part("attn", Attention(spec, slot, rope=rope, **changed), norm_in=NORM),)),
-        Branch((Part("mlp", FeedForward(24, 20, "silu"), norm_in=NORM),)),
-    ))  # fmt: skip
-
-
-def llama(*layers: Layer, **changed: Any) -> DecoderProgram:
-    """A program of these layers, each with a slot of its own; `changed` fields of the program."""
-    layers = layers or (layer(0), layer(1))
-    slots = tuple(KVSlot(3, 10, 10) for _ in layers)
-    program = DecoderProgram(Embedding(37, 24), layers, Norm("rms", 24, 1e-5), Head(tied=True), slots, 300)
-    return dataclasses.replace(program, **changed)
-
-
-@dataclasses.dataclass
-class Pair:
-    """One model, twice: its torch module and its executor, and what makes their caches."""
-
-    module: Any
-    executor: Any
-    layout: Any
-    request: Any
-
-    def cache(self, rows: int = 1, capacity: int = 120) -> Any:
-        return self.layout.new(batch_size=rows, capacity=capacity)
-
-    @torch.no_grad()
-    def feed(self, which: str, cache: Any, ids: Any, positions: Any = None, **more: Any) -> Any:
-        """Logits of one pass, by "torch" or by "cpu"."""
-        from pluglm.contracts import ForwardInput
-
-        token_ids = torch.tensor(ids)
-        dense = positions is None and cache.dense
-        at = cache.next_positions(token_ids.shape[1]) if positions is None else torch.tensor(positions)
-        run = self.module.forward if which == "torch" else self.executor.run
-        return run(ForwardInput(token_ids, at, cache, dense=dense, **more)).logits
-
-
-def make(program: Any, *, dtype: str = "float32", layout: str = "dynamic", **options: Any) -> Pair:
-    """Build a program with random weights. options: of the executor."""
-
-    specs = program.attention_specs()
-    backend = pluglm_attention_eager.pluglm_build_attention(request=AttentionRequest(specs, "cpu", dtype))
-    C, V = program.embedding.hidden_size, program.embedding.vocab_size
-    description = ModelDescription(
-        "test", program, WeightMap(()), V, C, len(program.layers), program.max_seq_len, specs, program.slots
-    )
-    module = build_decoder(program, ModelParts(description, backend, {}, "cpu", dtype)).eval()
-    draw = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            noise = torch.randn(parameter.shape, generator=draw)
-            parameter.copy_(1 + 0.2 * noise if parameter.ndim == 1 else noise / parameter.shape[-1] ** 0.5)
-    made = build_layout(program, layout, dtype)
-    request = ExecutorRequest(module, description, made, "cpu", dtype, None, tuple(options.items()))
-    return Pair(module, pluglm_executor_cpu.pluglm_build_executor(request=request), made, request)
-
-
-def build_layout(program: Any, layout: str, dtype: str) -> Any:
-    """A cache layout by its name."""
-
-    request = CacheRequest(program.slots, ("dense",), "cpu", dtype, max_seq_len=program.max_seq_len,
-                           rotations=program.rotations())  # fmt: skip
-    return getattr(pluglm_caches, layout).pluglm_build_cache(request=request)
-
-
-def close(pair: Pair, got: torch.Tensor, want: torch.Tensor) -> None:
-    """1e-4 in float32; in bfloat16 a few units in the last place of the largest logit."""
-    assert got.shape == want.shape
-    assert got.dtype is want.dtype
-    apart = float((got.float() - want.float()).abs().max())
-    assert apart <= (1e-4 if pair.request.dtype == "float32" else 0.03 * float(want.float().abs().max())), apart
 
 
 def check(program: DecoderProgram, **how: Any) -> Pair:
@@ -443,6 +341,64 @@ def test_a_child_process_starts_threads_of_its_own() -> None:
 
 
 @with_library
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit of address space that is kept to")
+def test_threads_that_cannot_be_started_are_an_error_and_not_the_end_of_the_process() -> None:
+    """In a child, whose address space is too small for the stacks."""
+    import resource
+
+    pair = make(llama(), threads=1)
+    child = os.fork()
+    if not child:
+        held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (held + 2**26, held + 2**26))
+        try:
+            pluglm_executor_cpu.pluglm_build_executor(
+                request=dataclasses.replace(pair.request, options=(("threads", 200),))
+            )
+        except PluglmError as error:
+            os._exit(0 if "200 threads could not be started" in str(error) else 2)
+        finally:
+            os._exit(3)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@with_library
+def test_a_cache_of_another_model_is_not_written_to() -> None:
+    """Its heads are narrower: the library would write beyond them."""
+    pair, other = make(llama(), threads=1), make(llama(layer(0, spec(num_kv_heads=1)), slots=(KVSlot(1, 10, 10),)))
+    narrow = make(
+        llama(*(layer(i, spec(head_dim=8, v_head_dim=8), rope=None) for i in range(2)), slots=(KVSlot(3, 8, 8),) * 2)
+    )
+    for cache in (other.cache(), narrow.cache()):
+        with pytest.raises((PluglmError, RuntimeError, IndexError)):
+            pair.feed("cpu", cache, [[1]])
+    assert (pair.executor.native_passes, pair.executor.torch_passes) == (0, 2)
+
+
+@with_library
+def test_weights_are_packed_whatever_torch_makes_by_default() -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        pair = make(PROGRAMS["biases"], threads=1)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    close(pair, pair.feed("cpu", pair.cache(), [[1, 2]]), pair.feed("torch", pair.cache(), [[1, 2]]))
+
+
+@with_library
+def test_weights_that_change_while_a_cache_needs_torch_do_not_lock_up() -> None:
+    pair = make(llama(), layout="quantized", threads=1)
+    cache = pair.cache(capacity=290)
+    for i in range(200):
+        pair.feed("cpu", cache, [[i % 37]])
+    before = pair.executor.torch_passes
+    with torch.no_grad():
+        pair.module.layers[1].mlp.down.weight.mul_(0.5)
+    pair.feed("cpu", cache, [[1]])
+    assert pair.executor.torch_passes == before + 1 > 1
+
+
+@with_library
 def test_a_cache_that_begins_to_pack_its_cells_goes_on_through_torch() -> None:
     """Until then it hands out slices of what it stores, and afterwards copies that nothing may be written to."""
     pair = make(llama(), layout="quantized", threads=1)
@@ -486,7 +442,7 @@ def test_every_reason_against_a_request_is_given_at_once() -> None:
     )  # fmt: skip
     said = "\n".join(reasons)
     for part in ("no variants, so not 'fast'", "threads is a whole number from 1 on, not 0", "isa is one of portable",
-                 "no option 'bits', only threads and isa", "on the CPU, not on cuda:0",
+                 "no option 'bits', only threads, isa, activations", "on the CPU, not on cuda:0",
                  "float32 and bfloat16 weights, not float16", "not a plain float16 tensor"):  # fmt: skip
         assert part in said
 

@@ -34,12 +34,7 @@ LOADING: list[tuple[dict[str, Any], str]] = [
     ({"use_safetensors": False}, "mapped from safetensors"),
     ({"gguf_file": "a.gguf"}, "another format"),
     ({"ignore_mismatched_sizes": True}, "wrong shape is an error"),
-    ({"load_in_4bit": True}, "no quantizer 'bitsandbytes' is installed.*\n.*pluglm-quantizer-bitsandbytes"),
     ({"load_in_8bit": True, "quantization_config": hf.HqqConfig()}, "beside quantization_config"),
-    (
-        {"quantization_config": hf.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")},
-        "'bitsandbytes:nf4'",
-    ),
     ({"quantization_config": hf.BitsAndBytesConfig()}, "name no width"),
     ({"quantization_config": hf.HqqConfig(nbits=5)}, "1, 2, 3, 4 or 8"),
     ({"quantization_config": hf.HqqConfig(view_as_float=True)}, "training library"),

@@ -56,11 +56,14 @@ def test_attention_implementations(said: tuple[Any, ...], attention: str) -> Non
     ("config", "old", "wanted"),
     [
         (None, {}, None),
-        (None, {"in_4bit": True}, Quantization("bitsandbytes:fp4", {}, ("head",))),
+        (None, {"in_4bit": True}, Quantization("bitsandbytes:fp4", {"compute_dtype": "float32"}, ("head",))),
         (None, {"in_8bit": True}, Quantization("bitsandbytes:int8", {"threshold": 6.0}, ("head",))),
         (
-            hf.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True), {},
-            Quantization("bitsandbytes:nf4", {"double_quant": True}, ("head",)),
+            hf.BitsAndBytesConfig(
+                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=torch.bfloat16,
+            ), {},
+            Quantization("bitsandbytes:nf4", {"compute_dtype": "bfloat16", "double_quant": True}, ("head",)),
         ),
         (hf.HqqConfig(nbits=3, group_size=32), {}, Quantization("hqq:int3", {"group_size": 32, "axis": 1}, ("head",))),
         (hf.TorchAoConfig("int8_weight_only"), {}, Quantization("torchao:int8", {}, ())),

@@ -11,7 +11,7 @@ import argparse
 import json
 import lzma
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -56,31 +56,43 @@ def quality(lm: LanguageModel, *, max_files: int | None = None, piece: int | Non
     """
     import torch
 
+    files = list(held_out().values())[:max_files]
+    nats, hits, tokens = 0.0, 0, 0
+    longest: tuple[int, int] | None = None  # cells and bytes
+    for rows, targets, held in scored(lm, files, piece=piece):
+        longest = max(filter(None, (longest, held)), default=None)
+        nats += torch.nn.functional.cross_entropy(rows, targets, reduction="sum").item()
+        hits += int((rows.argmax(-1) == targets).sum())
+        tokens += len(targets)
+    size = sum(len(text.encode()) for text in files)
+    per_cell = longest[1] / longest[0] if longest else None
+    return Quality(nats / math.log(2) / size, hits / tokens, len(files), size, tokens, per_cell)
+
+
+def scored(
+    lm: LanguageModel, texts: Iterable[str], *, piece: int | None = None
+) -> Iterator[tuple[Tensor, Tensor, tuple[int, int] | None]]:
+    """Each token of the texts once, in windows: float32 logits [T, V], the tokens that came [T], the cache's size.
+
+    Args:
+        piece: as for `quality`; the cache's size is its cells and bytes, None without one.
+    """
+    import torch
+
     tokenizer = lm.tokenizer
     context = lm.model.description.max_seq_len
     assert tokenizer is not None and context is not None
     stride = int(context * STRIDE_SHARE)
-    files = list(held_out().values())[:max_files]
-    nats, hits, tokens = 0.0, 0, 0
-    longest: tuple[int, int] | None = None  # cells and bytes
-    for text in files:
+    for text in texts:
         ids = torch.tensor([[tokenizer.eos_token_id, *tokenizer.encode(text, add_special_tokens=False)]])
         end = ids.shape[1]
-        scored = 1  # position of the first token that is not scored yet
+        done = 1  # position of the first token that is not scored yet
         start = 0
-        while scored < end:
+        while done < end:
             stop = min(start + context, end)
             logits, held = _logits(lm, ids[:, start:stop], piece)
-            longest = max(filter(None, (longest, held)), default=None)
-            targets = ids[0, scored:stop]
-            rows = logits[scored - 1 - start : stop - 1 - start]
-            nats += torch.nn.functional.cross_entropy(rows, targets, reduction="sum").item()
-            hits += int((rows.argmax(-1) == targets).sum())
-            tokens += len(targets)
-            scored, start = stop, stop - stride if stop < end else stop
-    size = sum(len(text.encode()) for text in files)
-    per_cell = longest[1] / longest[0] if longest else None
-    return Quality(nats / math.log(2) / size, hits / tokens, len(files), size, tokens, per_cell)
+            yield logits[done - 1 - start : stop - 1 - start], ids[0, done:stop], held
+            done, start = stop, stop - stride if stop < end else stop
 
 
 def _logits(lm: LanguageModel, ids: Tensor, piece: int | None) -> tuple[Tensor, tuple[int, int] | None]:

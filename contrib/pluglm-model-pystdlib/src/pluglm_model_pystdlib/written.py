@@ -20,6 +20,7 @@ def write(model: Path, corpus: Path, out: Path, *, begin: int, tokens: int, batc
         batch: rows that are generated from together. The file grows with every batch, so a run may be ended early.
     """
     import pluglm
+    from pluglm.contracts import GenerationOutput
 
     lm = pluglm.load(model, dtype="float32", offline=True)
     strategy = lm.strategy("greedy")
@@ -34,5 +35,6 @@ def write(model: Path, corpus: Path, out: Path, *, begin: int, tokens: int, batc
             starts = draw.integers(len(ids) - begin, size=batch)
             beginnings = torch.from_numpy(np.stack([ids[s : s + begin] for s in starts]).astype(np.int64))
             made = strategy(lm.model, beginnings, attention_mask=torch.ones_like(beginnings), generation_config=config)
+            assert isinstance(made, GenerationOutput)
             file.write(made.sequences.numpy().astype(np.uint16).tobytes())
             file.flush()

@@ -6,7 +6,8 @@ of it; `writes_in_place` finds out whether a layout does.
 
 Addresses are kept from pass to pass. A tensor that was bound is not let go before it is bound anew, so no other storage
 can have come to lie at its address: an address within it proves that it is still in use. Slots of one geometry (same
-slot, shape, strides and place in their storage) are replaced together: what is checked for one holds for all.
+slot, shape, strides and place in their storage) are replaced together: what is checked for one holds for all. If ever
+it did not, the library would write to a tensor that nobody reads, and not to memory that is somebody else's.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pluglm.contracts import Cache, CacheLayout, DenseView, KVSlot, Step
+from pluglm.contracts import Cache, CacheLayout, DenseView, KVSlot, Slot, Step
 from pluglm_executor_cpu import native
 
 #: Cells that a layout is tried with: more than one block or page of any layout, and then some, one by one.
@@ -79,8 +80,8 @@ class _Geometry:
             group.start = keys.start
             return True
         positions = keys.positions
-        if positions.stride(1) != 1:
-            positions = positions.contiguous()
+        if positions.stride(1) != 1 or positions.dtype is not torch.int64:
+            positions = positions.long().contiguous()
         self._positions = positions  # alive until the pass is over
         group.start, group.positions = -1, positions.data_ptr()
         group.positions_row = positions.stride(0) if positions.shape[0] > 1 else 0
@@ -90,11 +91,23 @@ class _Geometry:
 class Binding:
     """One cache's slots, as of the last time that any of them moved."""
 
-    def __init__(self, num_slots: int, sources: Sequence[int]) -> None:
-        self._sources = sources
-        self.slots = (native.Slot * num_slots)()
-        self.groups = (native.Group * num_slots)()
+    def __init__(self, slots: Sequence[Slot], sources: Sequence[int]) -> None:
+        """slots: those of the program. sources: which of them hold keys."""
+        self._expected, self._sources = slots, sources
+        self.slots = (native.Slot * len(slots))()
+        self.groups = (native.Group * len(slots))()
         self._geometries: list[_Geometry] = []
+        self._held: list[tuple[Tensor, Tensor]] = []
+
+    @property
+    def lengths(self) -> list[int]:
+        """Of each geometry, how many cells the pass hands out; a part of the pass may be told fewer."""
+        return [geometry.group.length for geometry in self._geometries]
+
+    @lengths.setter
+    def lengths(self, lengths: Sequence[int]) -> None:
+        for geometry, length in zip(self._geometries, lengths, strict=True):
+            geometry.group.length = length
 
     def follow(self, cache: Cache, step: Step) -> bool:
         """Bring the books up to this pass. False: the cache hands out what the library cannot write in place."""
@@ -104,14 +117,19 @@ class Binding:
 
     def _bind(self, cache: Cache, step: Step) -> bool:
         known: dict[tuple[Any, ...], int] = {}
-        old, self._geometries = self._geometries, []
+        old = self._geometries, self._held
+        self._geometries, self._held = [], []
+        if len(cache.slots) != len(self._expected):
+            return False
         for i in self._sources:
             tensors = dense(cache.read(i, step))
             again = dense(cache.read(i, step))
-            if tensors is None or again is None or tensors[0].data_ptr() != again[0].data_ptr():
+            same = tensors is not None and again is not None and tensors[0].data_ptr() == again[0].data_ptr()
+            if tensors is None or not same or not self._fits(i, *tensors, cache.batch_size):
                 self._geometries = []
                 return False
             k, v = tensors
+            self._held.append(tensors)
             key = (cache.slots[i], *_place(k, v))
             if key not in known:
                 known[key] = len(self._geometries)
@@ -123,13 +141,21 @@ class Binding:
         del old  # the former storages live until here
         return True
 
+    def _fits(self, i: int, k: Tensor, v: Tensor, rows: int) -> bool:
+        """Whether the tensors have the sizes that the program says: a cache may be another model's."""
+        slot = self._expected[i]
+        if not isinstance(slot, KVSlot):
+            return False
+        sizes = ((k, slot.head_dim), (v, slot.v_head_dim))
+        return all(t.shape[:2] == (rows, slot.num_kv_heads) and t.shape[3] == size for t, size in sizes)
+
 
 def writes_in_place(layout: CacheLayout, sources: Sequence[int]) -> bool:
     """Whether caches of a layout hand out slices of what `append` writes: found out by appending to one."""
     if layout.streams:
         return False  # it may move what it holds as it is handed out
     cache = layout.new(batch_size=1, capacity=_TRIED + _TRIED_SINGLY)
-    positions = torch.arange(_TRIED + _TRIED_SINGLY)[None]
+    positions = torch.arange(_TRIED + _TRIED_SINGLY, device="cpu")[None]
     with torch.no_grad():
         for count in (_TRIED, *[1] * _TRIED_SINGLY):
             at = cache.length
@@ -148,7 +174,7 @@ def _written(cache: Cache, step: Step, slot: int, count: int) -> bool:
         return False
     old = [tensor[:, :, :-count].clone() for tensor in before]
     shape = (1, kept.num_kv_heads, count)
-    k, v = (torch.ones(*shape, size, dtype=before[0].dtype) for size in (kept.head_dim, kept.v_head_dim))
+    k, v = (torch.ones(*shape, size, dtype=before[0].dtype, device="cpu") for size in (kept.head_dim, kept.v_head_dim))
     after = dense(cache.append(slot, k, v, step))
     return after is not None and all(
         a.data_ptr() == b.data_ptr()

@@ -1,12 +1,14 @@
 """A `DecoderProgram` and its weights become the list of operations that the library carries out.
 
-Weights are packed here, once; a row of x, and of everything between, is float32. The order is that of `pluglm_blocks`.
+Plain weights are packed here, once; a quantizer's blocks are pointed to where they lie. A row of x, and of everything
+between, is float32. The order is that of `pluglm_blocks`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping
+from ctypes import addressof
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from pluglm.contracts import Attention, DecoderProgram, FeedForward, Norm, Part, Rope, SharedSlot
 from pluglm.contracts.program import Branch
 from pluglm_executor_cpu import native
+from pluglm_executor_cpu.packed_layers import PackedLayer
 
 
 def padded(size: int) -> int:
@@ -35,13 +38,18 @@ class Lowered:
     Attributes:
         ops: what `plan` points to. ropes: the distinct rotations, in the order of `Rotation` numbers.
         sources: for each slot, the one that holds its keys. held: tensors that the operations point into.
-        nbytes: of packed weights.
+        nbytes: of weights that are held a second time.
     """
 
-    def __init__(self, module: nn.Module, program: DecoderProgram, dtype: torch.dtype, library: native.Library) -> None:
-        self.program, self.dtype, self.library = program, dtype, library
+    def __init__(
+        self, module: nn.Module, program: DecoderProgram, dtype: torch.dtype, library: native.Library,
+        packed: Mapping[str, PackedLayer], *, rounds: bool = False,
+    ) -> None:  # fmt: skip
+        """packed: the layers that are no plain ones. rounds: what meets their weights is rounded to 8 bits."""
+        self.program, self.dtype, self.library, self._packed = program, dtype, library, packed
         self._parameters = dict(module.named_parameters())
         self.held: list[Tensor] = []
+        self._arrays: list[object] = []
         self.ropes: list[Rope] = []
         self.sources = [slot.source if isinstance(slot, SharedSlot) else i for i, slot in enumerate(program.slots)]
         self.nbytes = 0
@@ -57,7 +65,7 @@ class Lowered:
         self._logits()
         self.ops = (native.Op * len(self._ops))(*self._ops)
         self.plan = native.Plan(
-            self.ops, len(self._ops), program.embedding.vocab_size, self._number(dtype), self._widest
+            self.ops, len(self._ops), program.embedding.vocab_size, self._number(dtype), self._widest, rounds
         )
 
     # Weights
@@ -72,31 +80,50 @@ class Lowered:
     def _float(self, name: str) -> Tensor:
         return self._parameters[name].detach().float().contiguous()
 
-    def _packed(self, op: native.Op, weights: Sequence[Tensor], *, alternate: bool = False) -> None:
-        """Give an operation its weight: those of `weights` below each other, or their blocks in turn."""
-        filled = op.columns = -(-weights[0].shape[1] // 8) * 8
-        self._widest = max(self._widest, padded(filled))
-        whole = list(weights) if alternate else [torch.cat(tuple(weights)) if len(weights) > 1 else weights[0]]
-        op.rows = whole[0].shape[0]
-        blocks = -(-op.rows // 16)
-        out = torch.empty(len(whole) * blocks * 16 * filled, dtype=self.dtype, device="cpu")
-        for i, weight in enumerate(whole):
-            weight = weight if weight.stride(1) == 1 else weight.contiguous()
-            self.library.pack(weight, out, first=i, every=len(whole))
-        op.weight, op.dtype = self._hold(out), self._number(self.dtype)
+    def _matrices(self, op: native.Op, biases: Mapping[str, str | None]) -> None:
+        """Give an operation the weights of these layers, side by side. biases: the name of each one's, if plain."""
+        matrices, op.rows = [], 0
+        for name, bias in biases.items():
+            packed = self._packed.get(name)
+            matrix = self._plain(name, bias) if packed is None else self._blocks(packed)
+            matrix.at = op.rows
+            op.rows += matrix.rows
+            op.columns = max(op.columns, matrix.columns)
+            op.packed |= packed is not None
+            matrices.append(matrix)
+        self._widest = max(self._widest, padded(op.columns))
+        array = (native.Matrix * len(matrices))(*matrices)
+        self._arrays.append(array)
+        op.matrices, op.num_matrices = addressof(array), len(matrices)
+
+    def _plain(self, name: str, bias: str | None) -> native.Matrix:
+        """A plain weight, packed into blocks of its own."""
+        weight = self._parameters[f"{name}.weight"].detach()
+        weight = weight if weight.stride(1) == 1 else weight.contiguous()
+        rows, columns = weight.shape
+        filled = -(-columns // 8) * 8
+        out = torch.empty(padded(rows) * filled, dtype=self.dtype, device="cpu")
+        self.library.pack(weight, out)
         self.nbytes += out.nbytes
+        given = None if bias is None else self._bias(self._float(bias))
+        return native.Matrix(self._hold(out), None, None, given, self._number(self.dtype), rows, filled, 0)
 
-    def _bias(self, op: native.Op, biases: Sequence[Tensor | None], sizes: Sequence[int]) -> None:
-        """Biases of the rows below each other, zero where there is none, filled up to whole blocks."""
-        if all(bias is None for bias in biases):
-            return
-        parts = [torch.zeros(n) if b is None else b for b, n in zip(biases, sizes, strict=True)]
-        whole = torch.zeros(padded(sum(sizes)))
-        whole[: sum(sizes)] = torch.cat(parts)
-        op.bias = self._hold(whole)
+    def _blocks(self, layer: PackedLayer) -> native.Matrix:
+        """A quantizer's weight, where it lies."""
+        blocks, offset = layer.blocks, layer.blocks.offset
+        if not layer.shared:
+            self.nbytes += sum(t.nbytes for t in (blocks.codes, blocks.scale, offset) if t is not None)
+        return native.Matrix(
+            self._hold(blocks.codes), self._hold(blocks.scale), None if offset is None else self._hold(offset),
+            None if layer.bias is None else self._bias(layer.bias),
+            native.PACKED_FORMS[blocks.bits], blocks.rows, blocks.columns, 0,
+        )  # fmt: skip
 
-    def _optional(self, name: str, there: bool) -> Tensor | None:
-        return self._float(name) if there else None
+    def _bias(self, bias: Tensor) -> int:
+        """Filled up to whole blocks."""
+        filled = torch.zeros(padded(len(bias)), dtype=torch.float32, device="cpu")
+        filled[: len(bias)] = bias
+        return self._hold(filled)
 
     def _norm(self, norm: Norm | None, name: str, *, scale: float = 1.0, size: int | None = None) -> native.Norm:
         """A norm, the offset added where `pluglm_blocks.norm` adds it: in the model's dtype, unless it casts late."""
@@ -136,7 +163,7 @@ class Lowered:
         table = self._parameters["embed.weight"].detach().contiguous()
         op.weight, op.dtype = self._hold(table), self._number(table.dtype)
         op.rows, op.columns = table.shape
-        op.scale = float(torch.tensor(embedding.scale, dtype=self.dtype))  # as the torch module rounds it
+        op.scale = float(torch.tensor(embedding.scale, dtype=self.dtype, device="cpu"))  # as the torch module rounds it
         if embedding.learned_positions is not None:
             learned = self._parameters["embed_positions.weight"].detach().contiguous()
             op.positions_table, op.positions_rows = self._hold(learned), learned.shape[0]
@@ -180,9 +207,9 @@ class Lowered:
             names, sizes, with_bias = ["q", "k", "v"], [H * D, K * D, K * Dv], [op.q_bias, op.k_bias, op.v_bias]
         projected, q, o = self._buffer("qkv", sum(sizes)), self._buffer("q", H * D), self._buffer("o", H * Dv)
         project = self._op(native.LINEAR, self._x, projected, norm)
-        self._packed(project, [self._parameters[f"{name}.{n}.weight"].detach() for n in names])
-        pairs = zip(names, with_bias, strict=True)
-        self._bias(project, [self._optional(f"{name}.{n}.bias", there) for n, there in pairs], sizes)
+        self._matrices(project, {
+            f"{name}.{n}": f"{name}.{n}.bias" if there else None for n, there in zip(names, with_bias, strict=True)
+        })  # fmt: skip
         project.clip = op.qkv_clip or 0.0
 
         heads, attend = self._op(native.HEADS, projected, q), self._op(native.ATTEND, q, o)
@@ -209,15 +236,14 @@ class Lowered:
         if spec.sinks:
             attend.sinks = self._hold(self._float(f"{name}.sinks"))
         if spec.alibi_slopes is not None:
-            attend.slopes = self._hold(torch.tensor(spec.alibi_slopes, dtype=torch.float32))
+            attend.slopes = self._hold(torch.tensor(spec.alibi_slopes, dtype=torch.float32, device="cpu"))
 
         self._project(o, to, f"{name}.o", H * Dv, op.o_bias, scale, adds)
 
     def _project(self, src: Buffer, to: Buffer, name: str, size: int, bias: bool, scale: float, adds: bool) -> None:
         """Back to the residual: to (+)= scale * (src @ W.T + b)."""
         op = self._op(native.LINEAR, src, to, self._norm(None, "", size=size))
-        self._packed(op, [self._parameters[f"{name}.weight"].detach()])
-        self._bias(op, [self._optional(f"{name}.bias", bias)], [self._size])
+        self._matrices(op, {name: f"{name}.bias" if bias else None})
         op.scale, op.add = scale, adds
 
     def _feed_forward(
@@ -227,22 +253,12 @@ class Lowered:
         h = self._buffer("h", F)
         into = self._op(native.GATED if op.gated else native.LINEAR, self._x, h, norm)
         names = ["gate", "up"] if op.gated else ["up"]
-        self._packed(into, [self._parameters[f"{name}.{n}.weight"].detach() for n in names], alternate=op.gated)
+        self._matrices(into, {f"{name}.{n}": f"{name}.{n}.bias" if op.bias else None for n in names})
         into.activation, into.gate_scale = native.ACTIVATIONS[op.activation], op.gate_scale
-        if op.bias and op.gated:
-            both = torch.zeros(padded(F) // 16, 2, 16)
-            for i, n in enumerate(names):
-                filled = torch.zeros(padded(F))
-                filled[:F] = self._float(f"{name}.{n}.bias")
-                both[:, i] = filled.view(-1, 16)
-            into.bias = self._hold(both)
-        elif op.bias:
-            self._bias(into, [self._float(f"{name}.up.bias")], [F])
         self._project(h, to, f"{name}.down", F, op.bias, scale * op.down_scale, adds)
 
     def _logits(self) -> None:
         head = self.program.head
         op = self._op(native.LOGITS, self._x, None, self._norm(self.program.final_norm, "norm"))
-        self._packed(op, [self._parameters["embed.weight" if head.tied else "head.weight"].detach()])
-        self._bias(op, [self._optional("head.bias", head.bias)], [op.rows])
+        self._matrices(op, {"embed" if head.tied else "head": "head.bias" if head.bias else None})
         op.scale, op.softcap = head.scale, head.softcap or 0.0

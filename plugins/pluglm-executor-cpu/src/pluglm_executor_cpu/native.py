@@ -16,6 +16,8 @@ MISSING = (
 )
 #: torch dtype names by the number the library knows them by.
 DTYPES = {"float32": 0, "bfloat16": 1}
+#: How a matrix of whole numbers of so many bits is laid out; one of plain numbers has its dtype's number.
+PACKED_FORMS = {8: 2, 4: 3}
 ISAS = {"portable": 0, "avx2": 1, "avx512": 2}
 ACTIVATIONS = {"silu": 1, "gelu": 2, "gelu_tanh": 3, "relu": 4, "relu2": 5, "quick_gelu": 6}
 NORMS = {"rms": 1, "layer": 2}
@@ -38,13 +40,20 @@ class Norm(Structure):
     _fields_ = _fields("p weight bias", "i kind size", "f eps scale")
 
 
+class Matrix(Structure):
+    """One weight in blocks of 16 rows."""
+
+    _fields_ = _fields("p numbers scale offset bias", "i form rows columns at")
+
+
 class Op(Structure):
     """One operation on rows of float32."""
 
     _fields_ = [
         *_fields("i kind", "p src dst", "i src_row dst_row"), ("norm", Norm),
         *_fields(
-            "p weight bias", "i dtype rows columns activation add", "f scale gate_scale clip softcap",
+            "p matrices", "i num_matrices packed", "p weight", "i dtype rows columns activation add",
+            "f scale gate_scale clip softcap",
             "p positions_table", "i positions_rows position_offset slot num_heads num_kv_heads head_dim v_head_dim",
             "i appends norm_all rotation interleaved",
         ),
@@ -55,7 +64,7 @@ class Op(Structure):
 class Plan(Structure):
     """A model."""
 
-    _fields_ = [("ops", POINTER(Op)), *_fields("i num_ops vocab_size logits_dtype scratch_rows")]
+    _fields_ = [("ops", POINTER(Op)), *_fields("i num_ops vocab_size logits_dtype scratch_rows rounds")]
 
 
 class Slot(Structure):
@@ -99,8 +108,8 @@ def library() -> Library | None:
 
 def _sizes() -> int:
     total = 0
-    for struct in (Group, Pass, Plan, Op, Norm):
-        total = total * 1000 + sizeof(struct)
+    for struct in (Norm, Matrix, Op, Plan, Slot, Group, Rotation, Pass):
+        total = (total * 1009 + sizeof(struct)) % 2**53
     return total
 
 
@@ -111,7 +120,7 @@ class Library:
         loaded.pluglm_cpu_best_isa.restype = c_int64
         self.best = int(loaded.pluglm_cpu_best_isa())
         self._pack = loaded.pluglm_cpu_pack
-        self._pack.argtypes = (c_void_p, c_int64, c_int64, c_int64, c_int64, c_void_p, c_int64, c_int64)
+        self._pack.argtypes = (c_void_p, c_int64, c_int64, c_int64, c_int64, c_void_p)
         self._pack.restype = None
         self.start, self.stop, self.step = loaded.pluglm_cpu_start, loaded.pluglm_cpu_stop, loaded.pluglm_cpu_step
         self.start.argtypes, self.start.restype = (c_int64,), c_void_p
@@ -123,8 +132,8 @@ class Library:
         """Instruction sets that this machine has and the library has code for, plainest first."""
         return [name for name, number in ISAS.items() if number <= self.best]
 
-    def pack(self, weight: Tensor, out: Tensor, *, first: int = 0, every: int = 1) -> None:
-        """Lay out weight [rows, columns] as the blocks first, first + every, … of `out`; see kernels.h."""
+    def pack(self, weight: Tensor, out: Tensor) -> None:
+        """Lay out weight [rows, columns] as the blocks of `out`; see kernels.h."""
         dtype = DTYPES[str(weight.dtype).removeprefix("torch.")]
         rows, columns = weight.shape
-        self._pack(weight.data_ptr(), dtype, rows, columns, weight.stride(0), out.data_ptr(), first, every)
+        self._pack(weight.data_ptr(), dtype, rows, columns, weight.stride(0), out.data_ptr())

@@ -12,8 +12,11 @@ from torch import nn
 from pluglm.contracts import Attention, ExecutorRequest, FeedForward
 from pluglm.contracts.program import PROGRAM_VERSION, Op
 from pluglm_executor_cpu import native
+from pluglm_executor_cpu.packed_layers import packed_modules
 
-OPTIONS = ("threads", "isa")
+OPTIONS = ("threads", "isa", "activations")
+#: How rows of x meet packed weights.
+ACTIVATIONS = ("float32", "int8")
 
 
 def refusals(request: ExecutorRequest) -> list[str]:
@@ -35,7 +38,10 @@ def refusals(request: ExecutorRequest) -> list[str]:
     if not isinstance(request.module, Decoder):
         reasons.append(f"the module is a {type(request.module).__name__}, not the one that the program means")
     else:
-        reasons += _weights(request.module, request.dtype)
+        packed = packed_modules(request.module, program)
+        reasons += _weights(request.module, request.dtype, tuple(packed))
+        if not packed and ("activations", "int8") in request.options:
+            reasons.append("activations='int8' is for packed weights, and the model has none")
     if not any(isinstance(op, Attention) for op in program.ops()):
         reasons.append("the model has no attention that keeps keys and values")
     found: dict[str, None] = {}
@@ -51,25 +57,34 @@ def _asked(request: ExecutorRequest) -> Iterator[str]:
     library = native.library()
     for name, value in request.options:
         if name not in OPTIONS:
-            yield f"it has no option {name!r}, only {' and '.join(OPTIONS)}"
+            yield f"it has no option {name!r}, only {', '.join(OPTIONS)}"
         elif name == "threads" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             yield f"its option threads is a whole number from 1 on, not {value!r}"
         elif name == "isa" and value not in native.ISAS:
             yield f"its option isa is one of {', '.join(native.ISAS)}, not {value!r}"
+        elif name == "activations" and value not in ACTIVATIONS:
+            yield f"its option activations is one of {', '.join(ACTIVATIONS)}, not {value!r}"
         elif name == "isa" and library is not None and value not in library.isas:
             yield f"this machine has no {value}, only {', '.join(library.isas)}"
 
 
-def _weights(module: nn.Module, dtype: str) -> Iterator[str]:
-    """Layers that a quantizer or an adapter has replaced compute something else than their weight says."""
+def _weights(module: nn.Module, dtype: str, packed: tuple[str, ...]) -> Iterator[str]:
+    """Other layers that a quantizer or an adapter has replaced compute something else than their weight says."""
     replaced: dict[str, list[str]] = {}
+    within = tuple(f"{name}." for name in packed)
     for name, child in module.named_modules():
-        if type(child).__module__.startswith("pluglm_blocks.") or type(child) in _PLAIN:
+        plain = type(child).__module__.startswith("pluglm_blocks.") or type(child) in _PLAIN
+        if plain or name in packed or name.startswith(within):
             continue
         replaced.setdefault(type(child).__qualname__, []).append(name)
     for kind, names in replaced.items():
-        yield f"{len(names)} layers are {kind} (the first is {names[0]}): it multiplies plain weights only"
+        yield (
+            f"{len(names)} layers are {kind} (the first is {names[0]}): it multiplies plain weights, and packed ones "
+            "that a linear layer's successor shows as a GroupedLinear or BlockedLinear does"
+        )
     for name, parameter in module.named_parameters():
+        if name.startswith(within):
+            continue
         own = type(parameter) in (nn.Parameter, torch.Tensor) and parameter.layout is torch.strided
         if not own or str(parameter.dtype).removeprefix("torch.") != dtype or parameter.device.type != "cpu":
             yield f"{name} is {_described(parameter)}, not a plain {dtype} tensor on the CPU"

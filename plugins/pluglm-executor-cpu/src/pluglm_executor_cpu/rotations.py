@@ -27,6 +27,11 @@ class Rotations:
         self._reach = 0  # positions that every table has
         self._of_pass = [i for i, fixed in enumerate(self._by_position) if not fixed]
 
+    @property
+    def by_position(self) -> bool:
+        """Whether all angles follow from positions, whatever else is in a pass."""
+        return not self._of_pass
+
     def reach(self, positions: Tensor, end: int | None) -> None:
         """Have cos and sin of these positions [B or 1, T]. end: one more than the highest, where it is known."""
         if not self._tables:
@@ -45,7 +50,7 @@ class Rotations:
 
     def _grow(self, count: int) -> None:
         with torch.inference_mode(False), torch.no_grad():
-            positions = torch.arange(count)[None]
+            positions = torch.arange(count, device="cpu")[None]
             for i, table in enumerate(self._tables):
                 if self._by_position[i]:
                     cos, sin = (x[0].contiguous() for x in table.cos_sin(positions))

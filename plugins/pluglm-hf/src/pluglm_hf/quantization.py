@@ -92,7 +92,11 @@ class BitsAndBytesConfig(_Config):
         if values["bnb_4bit_quant_type"] not in ("fp4", "nf4"):
             raise InputError(f"bnb_4bit_quant_type={values['bnb_4bit_quant_type']!r} makes no sense.",
                              fix='Pass "nf4" or "fp4".', argument="quantization_config")  # fmt: skip
-        options = {"double_quant": True} if values["bnb_4bit_use_double_quant"] else {}
+        # The reference computes in float32 unless it is told otherwise.
+        compute = str(values["bnb_4bit_compute_dtype"] or "float32").removeprefix("torch.")
+        options: dict[str, Any] = {"compute_dtype": compute}
+        if values["bnb_4bit_use_double_quant"]:
+            options["double_quant"] = True
         return Quantization(f"bitsandbytes:{values['bnb_4bit_quant_type']}", options, skip)
 
 

@@ -9,13 +9,14 @@
 using i64 = std::int64_t;
 
 enum Dtype : i64 { FLOAT32 = 0, BFLOAT16 = 1 };
+enum Form : i64 { PLAIN_FLOAT32 = 0, PLAIN_BFLOAT16 = 1, EIGHT_BITS = 2, FOUR_BITS = 3 };
 enum NormKind : i64 { NO_NORM = 0, RMS = 1, LAYER = 2 };
 enum Activation : i64 { NONE = 0, SILU, GELU, GELU_TANH, RELU, RELU2, QUICK_GELU };
 enum OpKind : i64 {
     EMBED = 0,   // dst = scale * table[id] + positions_table[position + offset]
     NORMALISE,   // dst (+)= scale * norm(src), whole rows
-    LINEAR,      // dst (+)= scale * act(norm(src) @ W.T + bias)
-    GATED,       // dst = act(gate_scale * gate) * up, both rows of one matrix, over norm(src)
+    LINEAR,      // dst (+)= scale * act(norm(src) @ W.T + bias), for each of its matrices
+    GATED,       // dst = act(gate_scale * gate) * up, two matrices over norm(src)
     HEADS,       // src = projected (q, k, v): norm and rotate the heads; q to dst, k and v to the cache
     ATTEND,      // dst = attention of src = q over the keys and values of a slot
     LOGITS,      // logits = softcap(scale * (norm(src) @ W.T + bias)) of the kept rows
@@ -28,14 +29,25 @@ struct Norm {
     double eps, scale;
 };
 
+// A weight [rows, columns] as blocks of 16 rows: plain numbers as in kernels.h, whole numbers as in packed.h.
+struct Matrix {
+    const void *numbers;
+    const std::uint16_t *scale, *offset;  // float16, of whole numbers; offset: null is none
+    const float *bias;                    // filled up to whole blocks; null: none
+    i64 form, rows, columns;
+    i64 at;  // its first output in a row of dst
+};
+
 struct Op {
     i64 kind;
     float *src, *dst;
     i64 src_row, dst_row;  // floats from one row to the next
     Norm norm;
-    const void *weight;  // packed (LINEAR, GATED, LOGITS) or the table as it is (EMBED)
-    const float *bias;
-    i64 dtype, rows, columns;  // of the weight
+    const Matrix *matrices;  // LINEAR: side by side in dst; GATED: the gate, then up; LOGITS: one
+    i64 num_matrices;
+    i64 packed;              // some of them hold whole numbers
+    const void *weight;      // EMBED: the table as it is
+    i64 dtype, rows, columns;  // of the table; columns of the widest matrix
     i64 activation, add;       // add: to dst, instead of replacing it
     double scale, gate_scale, clip, softcap;  // clip, softcap: 0 is none
     const void *positions_table;              // EMBED; null: none
@@ -53,6 +65,7 @@ struct Plan {
     const Op *ops;
     i64 num_ops, vocab_size, logits_dtype;
     i64 scratch_rows;  // floats of one normalised row, the longest
+    i64 rounds;        // what meets packed weights is rounded to 8 bits, by groups of 32
 };
 
 // Keys and values of one slot where they lie; strides in elements.

@@ -1,11 +1,13 @@
-// The operations of abi.h. Included once for each instruction set, after vectors.h.
+// The operations of abi.h. Included once for each instruction set, after vectors.h and packed.h.
 
 // What one thread needs beside the operation: the pass, its share, and room of its own.
 struct Context {
     const Plan &plan;
     const Pass &pass;
     int thread, count;
-    float *normed;  // [MAX_ROWS, plan.scratch_rows]
+    float *normed;       // [MAX_ROWS, plan.scratch_rows]
+    float *sums, *steps;  // [MAX_ROWS, groups of plan.scratch_rows]
+    std::int8_t *codes;   // [MAX_ROWS, groups, GROUP]
     float *scores;  // one query's, as many as the longest group has cells
     int *seen;      // the cells that one query sees
     i64 rows() const { return pass.B * pass.T; }
@@ -94,7 +96,6 @@ TARGET inline void embed(const Op &op, Context &c) {
 // [blocks][columns][16], bfloat16 as [blocks][columns / 2][16][2]. Columns are filled up to a multiple of 8 and rows to
 // one of 16, with zeros.
 
-constexpr int PARTS = 16 / WIDTH;                      // registers of a block
 constexpr int MOST = WIDTH == 16 ? 8 : WIDTH == 8 ? 4 : 2;  // rows of x at once
 
 // Independent sums a row and register: enough to hide an addition's latency, no more than there are registers.
@@ -163,17 +164,31 @@ TARGET inline void dot(const std::uint16_t *w, const float *x, i64 x_row, i64 co
         }
 }
 
-// 16 outputs of `rows` rows of x: out [rows, 16].
 template <class T>
-TARGET inline void block(const Op &op, i64 index, const float *x, i64 x_row, i64 rows, float *out) {
-    const T *w = (const T *)op.weight + index * 16 * op.columns;
+TARGET inline void plain_block(const Matrix &w, i64 index, const Rows &rows, i64 count, float *out) {
+    const T *numbers = (const T *)w.numbers + index * 16 * w.columns;
+    const float *x = rows.x;
+    const i64 row = rows.stride;
     i64 r = 0;
     if (MOST >= 8)
-        for (; r + 8 <= rows; r += 8) dot<MOST>(w, x + r * x_row, x_row, op.columns, out + 16 * r);
+        for (; r + 8 <= count; r += 8) dot<MOST>(numbers, x + r * row, row, w.columns, out + 16 * r);
     if (MOST >= 4)
-        for (; r + 4 <= rows; r += 4) dot<MOST < 4 ? MOST : 4>(w, x + r * x_row, x_row, op.columns, out + 16 * r);
-    for (; r + 2 <= rows; r += 2) dot<2>(w, x + r * x_row, x_row, op.columns, out + 16 * r);
-    for (; r < rows; r++) dot<1>(w, x + r * x_row, x_row, op.columns, out + 16 * r);
+        for (; r + 4 <= count; r += 4) dot<MOST < 4 ? MOST : 4>(numbers, x + r * row, row, w.columns, out + 16 * r);
+    for (; r + 2 <= count; r += 2) dot<2>(numbers, x + r * row, row, w.columns, out + 16 * r);
+    for (; r < count; r++) dot<1>(numbers, x + r * row, row, w.columns, out + 16 * r);
+}
+
+// 16 outputs of `count` rows, the bias added: out [count, 16].
+TARGET inline void block(const Plan &plan, const Matrix &w, i64 index, const Rows &rows, i64 count, float *out) {
+    if (w.form == PLAIN_FLOAT32) plain_block<float>(w, index, rows, count, out);
+    else if (w.form == PLAIN_BFLOAT16) plain_block<std::uint16_t>(w, index, rows, count, out);
+    else if (w.form == EIGHT_BITS && plan.rounds) packed_block<true, true>(w, index, rows, count, out);
+    else if (w.form == EIGHT_BITS) packed_block<true, false>(w, index, rows, count, out);
+    else if (plan.rounds) packed_block<false, true>(w, index, rows, count, out);
+    else packed_block<false, false>(w, index, rows, count, out);
+    if (!w.bias) return;
+    for (i64 r = 0; r < count; r++)
+        for (int i = 0; i < 16; i++) out[16 * r + i] += w.bias[16 * index + i];
 }
 
 struct Silu { TARGET V of(V x) const { return x / (all(1.0f) + exponential(-x)); } };
@@ -202,68 +217,72 @@ TARGET inline void activate(i64 activation, float *x, i64 count) {
     }
 }
 
-// The rows that an operation reads, normalised by every thread for itself: cheaper than a barrier.
-TARGET inline const float *read_rows(const Op &op, Context &c, i64 keep, i64 &stride) {
-    const i64 T = c.pass.T, rows = c.pass.B * keep;
-    if (op.norm.kind == NO_NORM && op.norm.scale == 1.0 && keep == T) {
-        stride = op.src_row;
-        return op.src;
-    }
-    stride = c.plan.scratch_rows;
-    for (i64 m = 0; m < rows; m++) {
-        float *to = c.normed + m * stride;
-        normalise(op.norm, op.src + (m / keep * T + T - keep + m % keep) * op.src_row, to);
-        for (i64 i = op.norm.size; i < op.columns && i < stride; i++) to[i] = 0.0f;  // what the filled columns meet
-    }
-    return c.normed;
-}
-
-template <class T>
-TARGET inline void linear(const Op &op, Context &c) {
-    const i64 M = c.rows(), blocks = (op.rows + 15) / 16;
-    i64 stride;
-    const float *x = read_rows(op, c, c.pass.T, stride);
-    alignas(64) float out[16 * MAX_ROWS];
-    for (i64 b = c.from(blocks); b < c.to(blocks); b++) {
-        block<T>(op, b, x, stride, M, out);
-        const i64 width = op.rows - 16 * b < 16 ? op.rows - 16 * b : 16;
-        for (i64 m = 0; m < M; m++) {
-            float *y = out + 16 * m, *to = op.dst + m * op.dst_row + 16 * b;
-            if (op.bias)
-                for (int i = 0; i < 16; i++) y[i] += op.bias[16 * b + i];
-            if (op.clip > 0)
-                for (int i = 0; i < 16; i++) {
-                    y[i] = y[i] < -(float)op.clip ? -(float)op.clip : y[i];
-                    y[i] = y[i] > (float)op.clip ? (float)op.clip : y[i];
-                }
-            activate(op.activation, y, 16);
-            for (int i = 0; i < 16; i++) y[i] *= (float)op.scale;
-            if (op.add)
-                for (i64 i = 0; i < width; i++) to[i] += y[i];
-            else
-                for (i64 i = 0; i < width; i++) to[i] = y[i];
+// The rows that an operation reads, normalised and rounded by every thread for itself: cheaper than a barrier.
+TARGET inline Rows read_rows(const Op &op, Context &c, i64 keep) {
+    const i64 T = c.pass.T, rows = c.pass.B * keep, groups = (c.plan.scratch_rows + GROUP - 1) / GROUP;
+    Rows read = {op.src, op.src_row, c.sums, c.steps, c.codes, groups};
+    if (op.norm.kind != NO_NORM || op.norm.scale != 1.0 || keep != T) {
+        read.x = c.normed;
+        read.stride = c.plan.scratch_rows;
+        for (i64 m = 0; m < rows; m++) {
+            float *to = c.normed + m * read.stride;
+            normalise(op.norm, op.src + (m / keep * T + T - keep + m % keep) * op.src_row, to);
+            for (i64 i = op.norm.size; i < op.columns && i < read.stride; i++) to[i] = 0.0f;  // for the filled columns
         }
     }
+    if (op.packed)
+        for (i64 m = 0; m < rows; m++)
+            prepare(read.x + m * read.stride, op.norm.size / GROUP, c.plan.rounds, c.sums + m * groups,
+                    c.steps + m * groups, c.codes + m * groups * GROUP);
+    return read;
 }
 
-// Block 2b holds 16 rows of the gate, block 2b + 1 the same of up: one thread has both at hand.
-template <class T>
+// One block of one matrix, for all rows, to its place in dst.
+TARGET inline void linear_block(const Op &op, Context &c, const Matrix &w, i64 b, const Rows &x) {
+    alignas(64) float out[16 * MAX_ROWS];
+    const i64 M = c.rows(), width = w.rows - 16 * b < 16 ? w.rows - 16 * b : 16;
+    block(c.plan, w, b, x, M, out);
+    for (i64 m = 0; m < M; m++) {
+        float *y = out + 16 * m, *to = op.dst + m * op.dst_row + w.at + 16 * b;
+        if (op.clip > 0)
+            for (int i = 0; i < 16; i++) {
+                y[i] = y[i] < -(float)op.clip ? -(float)op.clip : y[i];
+                y[i] = y[i] > (float)op.clip ? (float)op.clip : y[i];
+            }
+        activate(op.activation, y, 16);
+        for (int i = 0; i < 16; i++) y[i] *= (float)op.scale;
+        if (op.add)
+            for (i64 i = 0; i < width; i++) to[i] += y[i];
+        else
+            for (i64 i = 0; i < width; i++) to[i] = y[i];
+    }
+}
+
+// The blocks of all matrices are shared out together, as if they were one matrix.
+TARGET inline void linear(const Op &op, Context &c) {
+    const Rows x = read_rows(op, c, c.pass.T);
+    i64 blocks = 0, before = 0;
+    for (i64 i = 0; i < op.num_matrices; i++) blocks += (op.matrices[i].rows + 15) / 16;
+    const i64 from = c.from(blocks), to = c.to(blocks);
+    for (i64 i = 0; i < op.num_matrices; i++) {
+        const Matrix &w = op.matrices[i];
+        const i64 count = (w.rows + 15) / 16, end = to - before < count ? to - before : count;
+        for (i64 b = from > before ? from - before : 0; b < end; b++) linear_block(op, c, w, b, x);
+        before += count;
+    }
+}
+
+// One thread has the same rows of the gate and of up at hand.
 TARGET inline void gated(const Op &op, Context &c) {
-    const i64 M = c.rows(), pairs = (op.rows + 15) / 16;
-    i64 stride;
-    const float *x = read_rows(op, c, c.pass.T, stride);
+    const i64 M = c.rows(), rows = op.matrices[0].rows, blocks = (rows + 15) / 16;
+    const Rows x = read_rows(op, c, c.pass.T);
     alignas(64) float gate[16 * MAX_ROWS], up[16 * MAX_ROWS];
-    for (i64 b = c.from(pairs); b < c.to(pairs); b++) {
-        block<T>(op, 2 * b, x, stride, M, gate);
-        block<T>(op, 2 * b + 1, x, stride, M, up);
-        const i64 width = op.rows - 16 * b < 16 ? op.rows - 16 * b : 16;
+    for (i64 b = c.from(blocks); b < c.to(blocks); b++) {
+        block(c.plan, op.matrices[0], b, x, M, gate);
+        block(c.plan, op.matrices[1], b, x, M, up);
+        const i64 width = rows - 16 * b < 16 ? rows - 16 * b : 16;
         for (i64 m = 0; m < M; m++) {
             float *g = gate + 16 * m, *u = up + 16 * m, *to = op.dst + m * op.dst_row + 16 * b;
-            if (op.bias)
-                for (int i = 0; i < 16; i++) {
-                    g[i] += op.bias[32 * b + i];
-                    u[i] += op.bias[32 * b + 16 + i];
-                }
             for (int i = 0; i < 16; i++) g[i] *= (float)op.gate_scale;
             activate(op.activation, g, 16);
             for (i64 i = 0; i < width; i++) to[i] = g[i] * u[i];
@@ -271,22 +290,21 @@ TARGET inline void gated(const Op &op, Context &c) {
     }
 }
 
-template <class T, class L>
+template <class L>
 TARGET inline void logits(const Op &op, Context &c) {
-    const i64 kept = c.pass.B * c.pass.keep, blocks = (op.rows + 15) / 16;
-    i64 stride;
-    const float *x = read_rows(op, c, c.pass.keep, stride);
+    const Matrix &w = op.matrices[0];
+    const i64 kept = c.pass.B * c.pass.keep, blocks = (w.rows + 15) / 16;
+    if (kept == 0) return;
+    const Rows x = read_rows(op, c, c.pass.keep);
     alignas(64) float out[16 * MAX_ROWS];
     for (i64 b = c.from(blocks); b < c.to(blocks); b++) {
-        block<T>(op, b, x, stride, kept, out);
-        const i64 width = op.rows - 16 * b < 16 ? op.rows - 16 * b : 16;
+        block(c.plan, w, b, x, kept, out);
+        const i64 width = w.rows - 16 * b < 16 ? w.rows - 16 * b : 16;
         for (i64 m = 0; m < kept; m++) {
             float *y = out + 16 * m;
-            if (op.bias)
-                for (int i = 0; i < 16; i++) y[i] += op.bias[16 * b + i];
             for (int i = 0; i < 16; i++) y[i] *= (float)op.scale;
             if (op.softcap > 0) each(y, 16, Cap{(float)op.softcap});
-            L *to = (L *)c.pass.logits + m * op.rows + 16 * b;
+            L *to = (L *)c.pass.logits + m * w.rows + 16 * b;
             for (i64 i = 0; i < width; i++) narrow(to + i, y[i]);
         }
     }
@@ -457,16 +475,12 @@ TARGET inline void attend(const Op &op, Context &c) {
 }
 
 TARGET inline void carry_out(const Op &op, Context &c) {
-    const bool half = op.dtype == BFLOAT16;
     switch (op.kind) {
-        case EMBED: return half ? embed<std::uint16_t>(op, c) : embed<float>(op, c);
+        case EMBED: return op.dtype == BFLOAT16 ? embed<std::uint16_t>(op, c) : embed<float>(op, c);
         case NORMALISE: return whole_rows(op, c);
-        case LINEAR: return half ? linear<std::uint16_t>(op, c) : linear<float>(op, c);
-        case GATED: return half ? gated<std::uint16_t>(op, c) : gated<float>(op, c);
-        case LOGITS:
-            if (c.plan.logits_dtype == BFLOAT16)
-                return half ? logits<std::uint16_t, std::uint16_t>(op, c) : logits<float, std::uint16_t>(op, c);
-            return half ? logits<std::uint16_t, float>(op, c) : logits<float, float>(op, c);
+        case LINEAR: return linear(op, c);
+        case GATED: return gated(op, c);
+        case LOGITS: return c.plan.logits_dtype == BFLOAT16 ? logits<std::uint16_t>(op, c) : logits<float>(op, c);
     }
     const bool half_cache = c.pass.slots[op.slot].dtype == BFLOAT16;
     if (op.kind == HEADS) return half_cache ? heads<std::uint16_t>(op, c) : heads<float>(op, c);

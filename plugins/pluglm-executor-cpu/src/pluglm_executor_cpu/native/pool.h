@@ -14,14 +14,15 @@ public:
     using Job = void (*)(void *what, int thread, int count);
 
     explicit Pool(int count) : count_(count) {
-        for (int i = 1; i < count; i++) threads_.emplace_back([this, i] { work(i); });
+        try {
+            for (int i = 1; i < count; i++) threads_.emplace_back([this, i] { work(i); });
+        } catch (...) {  // a thread that is destroyed while it runs ends the process
+            end();
+            throw;
+        }
     }
 
-    ~Pool() {
-        stop_ = true;
-        wake();
-        for (std::thread &thread : threads_) thread.join();
-    }
+    ~Pool() { end(); }
 
     int count() const { return count_; }
 
@@ -48,6 +49,12 @@ public:
     }
 
 private:
+    void end() {
+        stop_ = true;
+        wake();
+        for (std::thread &thread : threads_) thread.join();
+    }
+
     static void pause() {
 #if defined(__x86_64__) || defined(__i386__)
         __builtin_ia32_pause();

@@ -7,12 +7,19 @@
 #include "abi.h"
 #include "pool.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <immintrin.h>
+#endif
+
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
+// SHUFFLE(bytes, from): _mm_shuffle_epi8 in each 16 bytes of a register. Without it the plain C++ is compiled.
 namespace portable {
 #define TARGET
 #define WIDTH 4
 #include "vectors.h"
+#include "packed.h"
 #include "kernels.h"
 #undef TARGET
 #undef WIDTH
@@ -20,28 +27,39 @@ namespace portable {
 
 #if defined(__x86_64__)
 namespace avx2 {
-#define TARGET __attribute__((target("avx2,fma")))
+#define TARGET __attribute__((target("avx2,fma,f16c")))
 #define WIDTH 8
+#define SHUFFLE(bytes, from) _mm256_shuffle_epi8((__m256i)(bytes), (__m256i)(from))
+#define LOAD_HALF(p) (V)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p)))
 #include "vectors.h"
+#include "packed.h"
 #include "kernels.h"
 #undef TARGET
 #undef WIDTH
+#undef SHUFFLE
+#undef LOAD_HALF
 }  // namespace avx2
 
 namespace avx512 {
-#define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")))
 #define WIDTH 16
+#define SHUFFLE(bytes, from) _mm512_shuffle_epi8((__m512i)(bytes), (__m512i)(from))
+#define LOAD_HALF(p) (V)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(p)))
 #include "vectors.h"
+#include "packed.h"
 #include "kernels.h"
 #undef TARGET
 #undef WIDTH
+#undef SHUFFLE
+#undef LOAD_HALF
 }  // namespace avx512
 #endif
 
 namespace {
 
 struct Scratch {
-    std::vector<float> normed, scores;
+    std::vector<float> normed, sums, steps, scores;
+    std::vector<std::int8_t> codes;
     std::vector<int> seen;
 };
 
@@ -62,8 +80,8 @@ struct Call {
     target void steps_##isa(void *what, int thread, int count) {                                  \
         Call &call = *(Call *)what;                                                               \
         Scratch &own = call.worker.scratch[(std::size_t)thread];                                  \
-        isa::Context context{call.plan, call.pass, thread, count,                                 \
-                             own.normed.data(), own.scores.data(), own.seen.data()};              \
+        isa::Context context{call.plan, call.pass, thread, count, own.normed.data(), own.sums.data(), \
+                             own.steps.data(), own.codes.data(), own.scores.data(), own.seen.data()}; \
         Pool &pool = call.worker.pool;                                                            \
         const Op *op = call.plan.ops, *end = op + call.plan.num_ops;                              \
         for (; op != end; op++) {                                                                 \
@@ -74,8 +92,8 @@ struct Call {
 
 STEPS_OF(portable, )
 #if defined(__x86_64__)
-STEPS_OF(avx2, __attribute__((target("avx2,fma"))))
-STEPS_OF(avx512, __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))))
+STEPS_OF(avx2, __attribute__((target("avx2,fma,f16c"))))
+STEPS_OF(avx512, __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))))
 #endif
 
 Pool::Job steps(i64 isa) {
@@ -115,7 +133,11 @@ void make_room(Worker &worker, const Plan &plan, const Pass &pass) {
             cells = length > cells ? length : cells;
         }
     for (Scratch &own : worker.scratch) {
+        const std::size_t groups = (std::size_t)(MAX_ROWS * ((plan.scratch_rows + 31) / 32));
         own.normed.resize((std::size_t)(MAX_ROWS * plan.scratch_rows));
+        own.sums.resize(groups);
+        own.steps.resize(groups);
+        own.codes.resize(32 * groups);
         if ((i64)own.scores.size() < cells) {
             own.scores.resize((std::size_t)(cells + cells / 2 + 16));
             own.seen.resize(own.scores.size());
@@ -124,10 +146,10 @@ void make_room(Worker &worker, const Plan &plan, const Pass &pass) {
 }
 
 template <class T>
-void pack(const T *weight, i64 rows, i64 columns, i64 row, T *out, i64 first, i64 every) {
+void pack(const T *weight, i64 rows, i64 columns, i64 row, T *out) {
     const i64 filled = (columns + 7) / 8 * 8;
     for (i64 b = 0; 16 * b < rows; b++) {
-        T *to = out + (first + b * every) * 16 * filled;
+        T *to = out + b * 16 * filled;
         for (i64 i = 0; i < 16 * filled; i++) to[i] = 0;
         const i64 width = rows - 16 * b < 16 ? rows - 16 * b : 16;
         for (i64 r = 0; r < width; r++) {
@@ -141,12 +163,18 @@ void pack(const T *weight, i64 rows, i64 columns, i64 row, T *out, i64 first, i6
 }  // namespace
 
 EXPORT i64 pluglm_cpu_sizes() {
-    return (i64)(sizeof(Norm) + 1000 * (sizeof(Op) + 1000 * (sizeof(Plan) + 1000 * (sizeof(Pass) + 1000 * sizeof(Group)))));
+    const std::size_t sizes[] = {sizeof(Norm), sizeof(Matrix), sizeof(Op),       sizeof(Plan),
+                                 sizeof(Slot), sizeof(Group),  sizeof(Rotation), sizeof(Pass)};
+    std::uint64_t all = 0;
+    for (std::size_t size : sizes) all = (all * 1009 + size) % (1ull << 53);
+    return (i64)all;
 }
 
 EXPORT i64 pluglm_cpu_best_isa() {
 #if defined(__x86_64__)
+    unsigned a, b, c, d;
     __builtin_cpu_init();
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_F16C)) return PORTABLE;
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl"))
         return AVX512;
@@ -155,12 +183,12 @@ EXPORT i64 pluglm_cpu_best_isa() {
     return PORTABLE;
 }
 
-// weight [rows, columns], rows `row` elements apart, becomes the blocks first, first + every, … of out.
-EXPORT void pluglm_cpu_pack(const void *weight, i64 dtype, i64 rows, i64 columns, i64 row, void *out, i64 first, i64 every) {
+// weight [rows, columns], rows `row` elements apart, becomes the blocks of out.
+EXPORT void pluglm_cpu_pack(const void *weight, i64 dtype, i64 rows, i64 columns, i64 row, void *out) {
     if (dtype == BFLOAT16)
-        pack((const std::uint16_t *)weight, rows, columns, row, (std::uint16_t *)out, first, every);
+        pack((const std::uint16_t *)weight, rows, columns, row, (std::uint16_t *)out);
     else
-        pack((const float *)weight, rows, columns, row, (float *)out, first, every);
+        pack((const float *)weight, rows, columns, row, (float *)out);
 }
 
 EXPORT void *pluglm_cpu_start(i64 threads) {

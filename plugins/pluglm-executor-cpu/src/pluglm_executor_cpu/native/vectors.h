@@ -6,6 +6,8 @@ typedef std::int32_t I __attribute__((vector_size(4 * WIDTH)));
 typedef std::uint32_t U __attribute__((vector_size(4 * WIDTH)));
 typedef std::uint16_t H __attribute__((vector_size(2 * WIDTH)));
 
+constexpr int PARTS = 16 / WIDTH;  // registers of a block of 16 outputs
+
 TARGET inline V load(const float *p) {
     V v;
     __builtin_memcpy(&v, p, sizeof v);
@@ -22,6 +24,19 @@ TARGET inline V load(const std::uint16_t *p) {
     H h;
     __builtin_memcpy(&h, p, sizeof h);
     return (V)(__builtin_convertvector(h, U) << 16);
+}
+
+// float16: its bits, three to the right, are those of a float32 2^112 times smaller; infinities and NaN apart.
+TARGET inline V load_half(const std::uint16_t *p) {
+#ifdef LOAD_HALF
+    return LOAD_HALF(p);
+#else
+    H h;
+    __builtin_memcpy(&h, p, sizeof h);
+    const U u = __builtin_convertvector(h, U), size = (u & 0x7fffu) << 13, sign = (u & 0x8000u) << 16;
+    const U finite = (U)((V)size * all(5.192296858534828e33f));
+    return (V)(sign | (size >= 0x0f800000u ? size | 0x7f800000u : finite));
+#endif
 }
 
 TARGET inline float widen(float x) { return x; }
