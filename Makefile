@@ -10,7 +10,7 @@ PACKAGES := $(sort $(dir $(wildcard plugins/*/pyproject.toml contrib/*/pyproject
 BENCHMARKS := $(sort $(filter-out tests/benchmarks/test_%,$(wildcard tests/benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-oldest-pluggy test-hqq lint format bench wheels clean
+.PHONY: help setup demo test test-oldest-pluggy test-hqq lint format bench wheels wheels-imports test-long clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -22,7 +22,7 @@ demo: setup ## write Python with the embedded model
 	@$(VENV)/pluglm generate "$(PROMPT)"
 
 test: setup ## run all tests that need no GPU and no network
-	OMP_NUM_THREADS=1 $(VENV)/python -m pytest --timeout=600 -m "not gpu and not network" -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(VENV)/python -m pytest --timeout=600 -m "not gpu and not network and not long" -n auto --dist loadfile
 
 test-oldest-pluggy: setup ## run the tests of the core on the oldest pluggy we support
 	$(PYTHON) -c "import shutil; shutil.rmtree('.venv/oldest', ignore_errors=True)"
@@ -48,6 +48,12 @@ bench: setup ## run every benchmark: a table, then one line of JSON each
 
 wheels: setup ## build every package and test it alone, from its wheel, without undeclared dependencies
 	OMP_NUM_THREADS=1 $(VENV)/python scripts/wheel_test.py
+
+wheels-imports: setup ## build every package and import all of it alone, from its wheel, with what it declares
+	OMP_NUM_THREADS=1 $(VENV)/python scripts/wheel_test.py --tests none
+
+test-long: setup ## run the tests that take minutes, which `make test` leaves out
+	OMP_NUM_THREADS=1 $(VENV)/python -m pytest --timeout=1200 -m "long and not gpu"
 
 clean: ## remove .venv, caches and built files
 	$(PYTHON) -c "import shutil; [shutil.rmtree(name, ignore_errors=True) for name in \

@@ -10,8 +10,8 @@ forgot. Here each package gets an environment of its own whose site-packages hol
 Step one, with the runtime requirements only: every module of the package is imported. One may fail only on a module
 that an extra of the package declares. Step two, with the requirements of the extra `test` added: the package's own
 tests run, from a copy outside the repository: each test function once, with its first parameters. All of them run in
-`make test`, and what a wheel lacks shows in any; `--all` runs all here, too. The core's own tests need plugins; for it,
-step two is its command line with no plugin installed.
+`make test`, and what a wheel lacks shows in any; `--tests all` runs all here, too, and `--tests none` stops after step
+one. The core's own tests need plugins; for it, step two is its command line with no plugin installed.
 
 Links instead of installs make this a matter of seconds a package; installing torch for each would take a minute.
 
@@ -45,7 +45,7 @@ from packaging.utils import NormalizedName, canonicalize_name
 ROOT = Path(__file__).resolve().parent.parent
 CORE = "pluglm"
 #: What `make test` runs as well need not take its time twice.
-MARKERS = "not gpu and not network and not slow"
+MARKERS = "not gpu and not network and not slow and not long"
 
 # Beside the copy of a package's tests: of each test function the first set of parameters.
 ONE_OF_EACH = """
@@ -247,8 +247,12 @@ def importable(requirements: Iterable[Requirement]) -> set[str]:
     return found | {name.replace("-", "_") for name in names}
 
 
-def check(package: Package, packages: dict[NormalizedName, Package], work: Path, *, every: bool) -> None:
-    """Steps one and two for one package; `every`: all parameters of its tests. Raises: WheelTestError if one fails."""
+def check(package: Package, packages: dict[NormalizedName, Package], work: Path, tests: str) -> None:
+    """Steps one and two for one package. Raises: WheelTestError if one fails.
+
+    Args:
+        tests: "none": step one alone. "one": each test function once. "all": with all parameters.
+    """
     environment = CleanEnvironment(work / package.name)
     runtime = close([Requirement(package.name)], packages)
     environment.add(runtime, packages)
@@ -261,13 +265,15 @@ def check(package: Package, packages: dict[NormalizedName, Package], work: Path,
         if (said := environment.run("-m", "pluglm.cli", "plugins", "list")) is not None:
             raise WheelTestError(f"`pluglm plugins list` fails with no plugin installed.\n{said}")
         return
-    tests = package.folder / "tests"
-    if not any(tests.glob("**/test_*.py")):
+    own = package.folder / "tests"
+    if not any(own.glob("**/test_*.py")):
         raise WheelTestError("there are no tests in its folder `tests`.")
+    if tests == "none":
+        return
     environment.add(close([Requirement(f"{package.name}[test]")], packages), packages)
     copy = work / f"{package.name}-tests" / "tests"
-    shutil.copytree(tests, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    if not every:
+    shutil.copytree(own, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    if tests == "one":
         (copy.parent / "conftest.py").write_text(ONE_OF_EACH, encoding="utf-8")
     settings = ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(copy.parent), "-p", "no:cacheprovider"]
     if said := environment.run("-m", "pytest", "--quiet", *settings, "-m", MARKERS, str(copy)):
@@ -283,7 +289,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", nargs="*", type=Path, help="distributions to test (default: all)")
     parser.add_argument("--only", action="store_true", help="build no other wheel: the siblings are not needed")
-    parser.add_argument("--all", action="store_true", help="run the tests with all their parameters")
+    parser.add_argument("--tests", choices=("none", "one", "all"), default="one",
+                        help="of each package: none, each function once, or with all parameters")  # fmt: skip
     options = parser.parse_args()
     wanted = [path.resolve() for path in options.folder]
     folders = wanted if options.only else [*distributions(), *(path for path in wanted if path not in distributions())]
@@ -292,17 +299,17 @@ def main() -> int:
         packages = build(folders, work / "wheels")
         chosen = [package for package in packages.values() if not wanted or package.folder in wanted]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            passed = list(pool.map(lambda package: report(package, packages, work, every=options.all), chosen))
+            passed = list(pool.map(lambda package: report(package, packages, work, options.tests), chosen))
     if failures := passed.count(False):
         print(f"{failures} of the packages failed.")
     return bool(failures)
 
 
-def report(package: Package, packages: dict[NormalizedName, Package], work: Path, *, every: bool) -> bool:
+def report(package: Package, packages: dict[NormalizedName, Package], work: Path, tests: str) -> bool:
     """Check one package and say how it went."""
     start = time.monotonic()
     try:
-        check(package, packages, work, every=every)
+        check(package, packages, work, tests)
     except (WheelTestError, subprocess.SubprocessError) as error:
         print(f"{package.name} FAILED: {error}", flush=True)
         return False

@@ -443,7 +443,7 @@ def test_the_backend_aot_eager_computes_the_same() -> None:
         same(pair.feed("compile", one, ids), pair.feed("torch", two, ids))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform == "win32" or refusals.no_compiler("cpu") is not None, reason="no C++ compiler")
 def test_machine_code_computes_the_same_and_is_kept_where_the_option_says(tmp_path: Path) -> None:
     before = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
