@@ -115,10 +115,11 @@ class TokenStore(Store):
 
     def check(self, one: Tensor, two: Tensor, count: int) -> None:
         """Raises InputError unless `one` and `two` are `count` cells of this slot."""
-        for name, given, kept in zip(self.names, (one, two), (self._one, self._two), strict=True):
-            wanted = (*kept.shape[: self.axis], count, *kept.shape[self.axis + 1 :])
-            if given.shape != wanted or given.dtype is not kept.dtype:
-                raise wrong_shape(name, given, wanted, kept.dtype)
+        a, b = self._one_lies, self._two_lies
+        if one.shape != (*a.head, count, *a.tail) or one.dtype is not self.dtype:
+            raise wrong_shape(self.names[0], one, (*a.head, count, *a.tail), self.dtype)
+        if two.shape != (*b.head, count, *b.tail) or two.dtype is not self.dtype:
+            raise wrong_shape(self.names[1], two, (*b.head, count, *b.tail), self.dtype)
 
     def read(self, start: int, end: int) -> Any:
         """Slices of the storage."""
