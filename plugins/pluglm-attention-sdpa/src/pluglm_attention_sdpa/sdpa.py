@@ -119,9 +119,7 @@ class SdpaAttention:
         k, v = view.dense()
         H, K = spec.num_heads, spec.num_kv_heads
         if mask is None:
-            if H == K:
-                return scaled_dot_product_attention(q, k, v, scale=spec.scale)
-            return scaled_dot_product_attention(q, k, v, scale=spec.scale, enable_gqa=True)
+            return scaled_dot_product_attention(q, k, v, scale=spec.scale, enable_gqa=K != H)
         if mask.start:
             k, v = k[:, :, mask.start :], v[:, :, mask.start :]
         additive = self._with_bias(mask, spec, bias) if spec.bias else mask.additive
