@@ -38,7 +38,12 @@ LOADING: list[tuple[dict[str, Any], str]] = [
     ({"quantization_config": hf.BitsAndBytesConfig()}, "name no width"),
     ({"quantization_config": hf.HqqConfig(nbits=5)}, "1, 2, 3, 4 or 8"),
     ({"quantization_config": hf.HqqConfig(view_as_float=True)}, "training library"),
-    ({"quantization_config": hf.TorchAoConfig("int4_weight_only")}, "packs int8 weights only"),
+    ({"quantization_config": hf.TorchAoConfig("autoquant")}, "of texts, int8_weight_only, int4_weight_only"),
+    (
+        {"quantization_config": hf.TorchAoConfig("int8_weight_only", group_size=64)},
+        "int8_weight_only has no such setting",
+    ),
+    ({"quantization_config": hf.TorchAoConfig(8)}, "quant_type=8.* names no type"),
     ({"quantization_config": {"quant_method": "gptq"}}, "quant_method 'gptq'"),
     ({"quantization_config": 4}, "quantization_config is a int"),
     ({"config": {"hidden_size": 7}}, "config.hidden_size=7 .*\n.*config.json says 24"),

@@ -67,12 +67,43 @@ def test_attention_implementations(said: tuple[Any, ...], attention: str) -> Non
         ),
         (hf.HqqConfig(nbits=3, group_size=32), {}, Quantization("hqq:int3", {"group_size": 32, "axis": 1}, ("head",))),
         (hf.TorchAoConfig("int8_weight_only"), {}, Quantization("torchao:int8", {}, ())),
+        (hf.TorchAoConfig("int4_weight_only", group_size=64), {}, Quantization("torchao:int4", {"group_size": 64}, ())),
         ({"quant_method": "hqq", "nbits": 8, "skip_modules": None}, {},
          Quantization("hqq:int8", {"group_size": 64, "axis": 1}, ())),
     ],
 )  # fmt: skip
 def test_quantization_settings(config: Any, old: dict[str, bool], wanted: Quantization | None) -> None:
     assert read_quantization(config, **old) == wanted
+
+
+def test_config_objects_of_torchao_mean_variants_with_options() -> None:
+    torchao = pytest.importorskip("torchao.quantization")
+    granularity = pytest.importorskip("torchao.quantization.granularity")
+    said: list[tuple[Any, str, dict[str, Any]]] = [
+        (torchao.Int8WeightOnlyConfig(), "int8", {"group_size": "row"}),
+        (torchao.Int8DynamicActivationInt8WeightConfig(set_inductor_config=False), "int8-dynamic",
+         {"group_size": "row", "inputs": "symmetric", "reduce_range": False}),
+        (torchao.Int4WeightOnlyConfig(group_size=32, int4_choose_qparams_algorithm="hqq"), "int4",
+         {"group_size": 32, "algorithm": "hqq"}),
+        (torchao.Float8WeightOnlyConfig(weight_dtype=torch.float8_e5m2), "float8",
+         {"group_size": "row", "format": "e5m2"}),
+        (torchao.Float8DynamicActivationFloat8WeightConfig(granularity=granularity.PerRow()),
+         "float8-dynamic", {"group_size": "row"}),
+        (torchao.IntxWeightOnlyConfig(weight_dtype=torch.int3, granularity=granularity.PerGroup(64)), "intx",
+         {"bits": 3, "group_size": 64, "mapping": "symmetric", "algorithm": "affine"}),
+    ]  # fmt: skip
+    for config, variant, options in said:
+        wanted = Quantization(f"torchao:{variant}", options, ())
+        assert read_quantization(hf.TorchAoConfig(config)) == wanted
+    for config, message in (
+        (torchao.IntxWeightOnlyConfig(scale_dtype=torch.float16), "scale_dtype.*\n.*torchao's default"),
+        (torchao.Int4WeightOnlyConfig(group_size={}), "no word for it"),
+        (torchao.FqnToConfig({}), "these types are known"),
+    ):
+        with pytest.raises(UnsupportedRequestError, match=message):
+            hf.TorchAoConfig(config).quantization()
+    with pytest.raises(InputError, match="a config object holds all of them"):
+        hf.TorchAoConfig(torchao.Int8WeightOnlyConfig(), group_size=32).quantization()
 
 
 def test_modules_to_skip_are_known_by_name() -> None:

@@ -172,7 +172,7 @@ def test_packing_a_plain_model_is_refused_with_what_to_use_instead(quantizer: st
     assert caught.value.reasons == (
         f"{quantizer} only reads weights that others have packed: to pack them takes calibration data and its own tools",
     )
-    assert "torchao:int8" in caught.value.fix
+    assert "native:int8" in caught.value.fix
     with pytest.raises(UnsupportedRequestError):
         load(plain).quantize(quantizer)
 

@@ -117,9 +117,10 @@ class SdpaAttention:
     ) -> Tensor:  # fmt: skip
         """As `AttentionBackend.attend`. Raises: InputError if the spec has a bias and none is given."""
         k, v = view.dense()
+        if mask is None:  # a decode step; nothing is looked up here that it does not need
+            grouped = spec.num_heads != spec.num_kv_heads
+            return scaled_dot_product_attention(q, k, v, scale=spec.scale, enable_gqa=grouped)
         H, K = spec.num_heads, spec.num_kv_heads
-        if mask is None:
-            return scaled_dot_product_attention(q, k, v, scale=spec.scale, enable_gqa=K != H)
         if mask.start:
             k, v = k[:, :, mask.start :], v[:, :, mask.start :]
         additive = self._with_bias(mask, spec, bias) if spec.bias else mask.additive

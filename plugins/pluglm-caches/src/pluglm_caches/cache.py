@@ -34,8 +34,9 @@ class CachePass:
         self._cache, self.cells, self.start, self.count = cache, cache.cells, start, count
         self.dense, self.prefix, self.segmented = dense, prefix, segmented
         self._infos: dict[int, KeyInfo] = {}
-        # Made here for all slots, since it is one more call in each of them otherwise.
-        self.cell = cache.cells.ramp(start, start + 1)[0] if count == 1 else None
+        # Found out here for all slots: in each of them it would be one more call.
+        alone = count == 1 and not torch.is_grad_enabled()
+        self.cell = cache.cells.ramp(start, start + 1)[0] if alone else None
 
     def keys(self, slot: int) -> KeyInfo:
         """What a slot hands out; one object for all slots that hand out the same cells."""
@@ -122,7 +123,7 @@ class SlotCache:
     def append(self, slot: int, k: Tensor, v: Tensor, step: Step) -> KVView:
         """Write this pass's keys and values; the views are slices of the storage."""
         current = self._step
-        if current is None or step is not current:
+        if step is not current or current is None:
             raise refusals.stale(self.layout, "append")
         view: KVView = self._stores[slot].write(k, v, current)
         return view

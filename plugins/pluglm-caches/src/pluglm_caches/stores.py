@@ -73,7 +73,7 @@ def wrong_shape(name: str, given: Tensor, wanted: Sequence[int], dtype: torch.dt
 class Pass(Protocol):
     """What a store must know of the pass under way: its cells are [start, start + count).
 
-    cell: [1] int64, `start` as a tensor where the cache is, in a pass of one cell; else None.
+    cell: [1] int64, `start` as a tensor where the cache is, in a pass of one cell without gradients; else None.
     """
 
     cells: Cells

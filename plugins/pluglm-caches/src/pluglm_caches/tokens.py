@@ -91,7 +91,7 @@ class TokenStore(Store):
     def write(self, k: Tensor, v: Tensor, current: Pass) -> Any:
         """Write both tensors, hand out what is held. A decode step has a way of its own: it runs for each layer."""
         cell, end = current.cell, current.start + current.count
-        if cell is None or self.first or torch.is_grad_enabled():
+        if cell is None or self.first:
             self.put(k, v, current.start - self.first, current.count)
             return self.read(self.first, end)
         one, two = self._one, self._two

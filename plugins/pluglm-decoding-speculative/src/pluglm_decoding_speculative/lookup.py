@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pluglm_decoding_speculative.pace import Luck, late, reach
+from pluglm_decoding_speculative.pace import FIRST_MARGIN, MARGIN, Luck, late, reach
 from pluglm_decoding_speculative.proposals import Proposal
 
 
@@ -65,6 +65,7 @@ class Lookup:
         self._luck = [Luck() for _ in texts]
         self._found: list[list[int]] = [[] for _ in texts]
         self._eos = frozenset(eos)
+        self._margin = MARGIN if len(texts) == 1 else FIRST_MARGIN
 
     def propose(self, room: Mapping[int, int]) -> Mapping[int, Proposal]:
         """One search a row."""
@@ -73,8 +74,11 @@ class Lookup:
         found = {row: tokens for row in room if (tokens := self._found[row])}
         if not found:
             return {}
-        most = reach(found, self._luck, self._price, late(room))
-        return {row: Proposal(tokens[:most]) for row, tokens in found.items()} if most else {}
+        most = reach(found, self._luck, self._price, late(room), self._margin)
+        if not most:
+            return {}
+        self._margin = MARGIN  # from now on there are holes
+        return {row: Proposal(tokens[:most]) for row, tokens in found.items()}
 
     def chance(self, row: int) -> float:
         """How likely the first token of the row's guess is right, by how such guesses went before."""

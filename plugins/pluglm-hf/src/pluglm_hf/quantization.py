@@ -8,6 +8,7 @@ from typing import Any
 
 from pluglm.errors import InputError
 from pluglm_hf.refusals import unknown, unsupported
+from pluglm_hf.torchao_types import variant_of
 
 #: Modules that stay as they are if nobody says more.
 HEAD = ("lm_head",)
@@ -125,32 +126,28 @@ class TorchAoConfig(_Config):
     """Settings of torchao: the quantizer `torchao`.
 
     Args:
-        quant_type: an `Int8WeightOnlyConfig` of torchao, or the older text "int8_weight_only".
+        quant_type: a config object of torchao.quantization (`Int4WeightOnlyConfig(group_size=64)`), or one of the older
+            texts "int8_weight_only", "int4_weight_only" and "int8_dynamic_activation_int8_weight".
+        group_size: of "int4_weight_only".
     """
 
     METHOD = "torchao"
     ARGUMENTS: Mapping[str, Any] = {
         "quant_type": None, "modules_to_not_convert": None, "include_input_output_embeddings": False,
-        "untie_embedding_weights": False,
+        "untie_embedding_weights": False, "group_size": None,
     }  # fmt: skip
 
     def __init__(self, quant_type: Any = None, **arguments: Any) -> None:
         super().__init__(quant_type=quant_type, **arguments)
 
     def quantization(self) -> Quantization:
-        """`torchao:int8`; what else torchao can do, that plugin cannot yet."""
-        kind = self.__dict__["quant_type"]
-        name = kind if isinstance(kind, str) else type(kind).__name__
-        if name.lower().replace("_", "").removesuffix("config") != "int8weightonly":
-            raise unsupported("TorchAoConfig(quant_type)", kind, "the quantizer torchao packs int8 weights only.",
-                              'Pass "int8_weight_only".')  # fmt: skip
-        for field, usual in (("group_size", None), ("set_inductor_config", True)):
-            if not isinstance(kind, str) and getattr(kind, field, usual) != usual:
-                raise unsupported(f"Int8WeightOnlyConfig({field})", getattr(kind, field),
-                                  "the quantizer torchao has one scale a row.", "Leave it out.")  # fmt: skip
+        """`torchao:VARIANT` with its options, see `torchao_types`."""
+        values = self.__dict__
+        given = {} if values["group_size"] is None else {"group_size": values["group_size"]}
+        variant, options = variant_of(values["quant_type"], given)
         why = "embeddings and the head stay in full precision."
         self._refuse(("include_input_output_embeddings", "untie_embedding_weights"), why, "Leave it out.")
-        return Quantization("torchao:int8", {}, skipped(self.__dict__["modules_to_not_convert"] or ()))
+        return Quantization(f"torchao:{variant}", options, skipped(values["modules_to_not_convert"] or ()))
 
 
 _METHODS: Mapping[str, type[_Config]] = {

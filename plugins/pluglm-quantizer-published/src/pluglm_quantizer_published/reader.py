@@ -88,6 +88,6 @@ def cannot_pack(name: str, *more: str) -> UnsupportedRequestError:
     reasons = (reason, *more)
     return UnsupportedRequestError(
         f"the {name} quantizer cannot honour this request.", why="; ".join(reasons),
-        fix='To pack the weights of this model here, write quantizer="torchao:int8" (pluglm-quantizer-torchao).',
+        fix='To pack the weights of this model here, write quantizer="native:int8" (pluglm-quantizer-native).',
         reasons=reasons,
     )  # fmt: skip
