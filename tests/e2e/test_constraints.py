@@ -42,6 +42,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "sampling": {"temperature": 1.3, "top_p": 0.95},
     "beam": {"decoding": "beam", "num_beams": 3},
     "prompt-lookup": {"decoding": "prompt-lookup"},
+    "dola": {"decoding": "dola"},
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from pluglm_decoding_blocks.draw import draw
 from pluglm_decoding_blocks.feed import make_feed
 from pluglm_decoding_blocks.loop import Choose
@@ -59,9 +60,21 @@ class DoLa(ContrastiveStrategy):
 def _chooser(feed: LayerFeed, process: Processors, pick: Pick) -> Choose:
     def choose(logits: Tensor, sequences: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
         scores, raw = process(sequences, contrast(logits, feed.inner))
+        if not process.idle and bool((stuck := scores.amax(-1) == -torch.inf).any()):
+            among = _possible(process, sequences, logits) | ~stuck[:, None]
+            scores, raw = process(sequences, contrast(logits, feed.inner, among))
         return pick(scores, count), known_best(scores.amax(-1), raw), scores
 
     return choose
+
+
+def _possible(process: Processors, sequences: Tensor, logits: Tensor) -> Tensor:
+    """[R, V] what the processors leave of the last layer's own tokens.
+
+    Where they forbid all that is plausible (a grammar may well), what is plausible is asked of the others.
+    """
+    scores, _ = process(sequences, logits.float().log_softmax(-1))
+    return scores > -torch.inf
 
 
 def _best(scores: Tensor, _: int) -> Tensor:

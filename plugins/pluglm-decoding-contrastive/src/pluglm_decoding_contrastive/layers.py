@@ -79,7 +79,7 @@ class LayerFeed:
         return wide[:, : self._vocab_size]
 
 
-def contrast(last: Tensor, inner: Tensor) -> Tensor:
+def contrast(last: Tensor, inner: Tensor, among: Tensor | None = None) -> Tensor:
     """log p - log q of each row's plausible tokens, where q is of the inner layer that is least like the last one.
 
     Source: Chuang et al. 2023, "DoLa: Decoding by Contrasting Layers Improves Factuality", sections 2.2 (the layer) and
@@ -87,6 +87,7 @@ def contrast(last: Tensor, inner: Tensor) -> Tensor:
 
     Args:
         last: [R, V] logits of the last layer. inner: [R, N, V] of the candidate layers.
+        among: [R, V] bool, the tokens that are possible at all; the best of these says what is plausible. None: all.
     Returns: [R, V] float32; -inf for tokens less likely than `RELATIVE_TOP` times the best.
     """
     log_p, log_q = last.float().log_softmax(-1), inner.float().log_softmax(-1)
@@ -94,6 +95,8 @@ def contrast(last: Tensor, inner: Tensor) -> Tensor:
         layer = divergence(log_p[:, None], log_q).argmax(-1)  # [R]
         log_q = log_q.gather(1, layer[:, None, None].expand(-1, 1, log_q.shape[2]))
     scores = log_p - log_q[:, 0]
+    if among is not None:
+        log_p = log_p.masked_fill(~among, -torch.inf)
     implausible = log_p < log_p.amax(-1, keepdim=True) + math.log(RELATIVE_TOP)
     return scores.masked_fill(implausible, -torch.inf)
 
