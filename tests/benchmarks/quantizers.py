@@ -1,9 +1,10 @@
 """What packing costs in quality: every installed quantizer and variant on the embedded model's held-out text.
 
 For each: bits per byte, the share of tokens for which it would choose what the model in bfloat16 (and in float32) chooses,
-the layers that are packed and their bytes. Each packed model is saved and loaded, and must compute the same before it is
-scored. What cannot be built is listed with the reason. Weights are packed from the embedded model's bfloat16, products
-are computed in float32, or in bfloat16 where a quantizer has no other. The last line is one JSON object.
+the layers and tables that are packed and their bytes. Each packed model is saved and loaded, and must compute the same
+before it is scored. What cannot be built is listed with the reason. Weights are packed from the embedded model's
+bfloat16, products are computed in float32, or in bfloat16 where a quantizer has no other. The last line is one JSON
+object.
 
 Two bounds are asked of `native`, against the model in bfloat16: at most 2 % more bits per byte for 4 bits, 0.1 % for 8.
 """
@@ -36,7 +37,7 @@ DTYPES = ("float32", "bfloat16")
 #: Further rows for a quantizer: options that change what is packed. The first row of a variant has none.
 #: A quick run takes the first of these alone.
 OPTIONS: Mapping[str, tuple[Mapping[str, Any], ...]] = {
-    "native": ({"rounding": "nearest"}, {"weighting": "even"}),
+    "native": ({"rounding": "nearest"}, {"weighting": "even"}, {"head": "none"}),
 }
 #: (variant of `native`, factor on bits per byte of bfloat16).
 BOUNDS = (("native:int4", 1.02), ("native:int8", 1.001))
@@ -130,9 +131,10 @@ def packed_bytes(lm: pluglm.LanguageModel, plain: Mapping[str, tuple[str, int]],
 
 
 def replaced(plain: pluglm.LanguageModel, packed: pluglm.LanguageModel) -> int:
-    """How many linear layers of the plain model are something else in the packed one."""
-    names = [name for name, module in plain.model.module.named_modules() if isinstance(module, torch.nn.Linear)]
-    return sum(not isinstance(packed.model.module.get_submodule(name), torch.nn.Linear) for name in names)
+    """How many linear layers and token tables of the plain model are something else in the packed one."""
+    kinds = (torch.nn.Linear, torch.nn.Embedding)
+    names = [name for name, module in plain.model.module.named_modules() if isinstance(module, kinds)]
+    return sum(not isinstance(packed.model.module.get_submodule(name), kinds) for name in names)
 
 
 def run(texts: list[str], *, quick: bool) -> tuple[list[Row], dict[str, str], Score]:

@@ -9,7 +9,6 @@ import logging
 import os
 import socket
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -238,6 +237,7 @@ HUB_FAILURES: list[tuple[str, dict[str, Any], dict[str, Any], type[PluglmError],
 ]
 
 
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize(
     ("faults", "options", "error", "text"), [row[1:] for row in HUB_FAILURES], ids=[row[0] for row in HUB_FAILURES]
 )
@@ -254,10 +254,8 @@ def test_every_failure_of_the_hub_is_a_typed_error_that_says_what_to_do(
         setattr(repo, name, value)
     if options.get("endpoint") == "dead":
         options = {**options, "endpoint": _dead_endpoint()}
-    began = time.monotonic()
     with pytest.raises(error, match=text) as caught:
         get(**options)
-    assert time.monotonic() - began < 2.0
     assert caught.value.what
     assert caught.value.why
     assert caught.value.fix

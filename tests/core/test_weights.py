@@ -874,3 +874,141 @@ def test_a_rule_may_keep_a_wider_dtype_than_the_models() -> None:
 )
 def test_the_advice_names_the_package_that_reads_a_method(method: str, package: str) -> None:
     assert reader_of(method) == package
+
+
+# Token tables
+
+
+class PackedTable(Packed):
+    """A table in halves of itself."""
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        return self.halved[token_ids] * 2
+
+    def project(self, x: Tensor) -> Tensor:
+        return x @ self.halved.T * 2
+
+
+class Tables(Halves):
+    """Packs tables as well."""
+
+    def table_refusal(self, name: str, columns: int, rows: int) -> str | None:
+        assert (columns, rows) == (C, V)
+        return self.refusal(name, columns, rows)
+
+    def quantize_table(self, name: str, weight: Tensor) -> nn.Module:
+        self.quantize(name, weight, None)
+        return PackedTable(weight / 2, None)
+
+    def unpack_table(self, name: str, tensors: Mapping[str, Tensor]) -> nn.Module:
+        return PackedTable(tensors["half"], None)
+
+
+class Reader(nn.Module):
+    """A head without a table of its own."""
+
+    def __init__(self, table: nn.Module) -> None:
+        super().__init__()
+        self.take_table(table)
+
+    @property
+    def table(self) -> nn.Module:
+        return self.held[0]
+
+    def take_table(self, table: nn.Module) -> None:
+        self.held = (table,)
+
+
+class ReadTable(nn.Module):
+    """Two tables, of which a head reads one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.places = nn.Embedding(V, C), nn.Embedding(V, C)
+        self.up = nn.Linear(C, F, bias=False)
+        self.head = Reader(self.embed)
+
+
+READ = WeightMap((
+    WeightRule(("lm_head.weight",), ("head.weight",), optional=True, tied_to="embed.weight"),
+    *rules({"m.wte.weight": "embed.weight", "m.wpe.weight": "places.weight", "m.up.weight": "up.weight"}),
+), prefixes=("m.", ""))  # fmt: skip
+
+
+def read_tables(*, head: bool = False, dtype: torch.dtype = torch.bfloat16) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    held = {"m.wte.weight": torch.randn(V, C).to(dtype), "m.wpe.weight": torch.randn(V, C).to(dtype),
+            "m.up.weight": torch.randn(F, C).to(dtype)}  # fmt: skip
+    return held | ({"lm_head.weight": held["m.wte.weight"].clone()} if head else {})
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+@pytest.mark.parametrize("late", [False, True])
+def test_the_table_of_a_head_is_replaced_for_the_head_too_and_none_else(late: bool, repeated: bool) -> None:
+    quantizer, held = Tables(), read_tables(head=repeated)
+    quantizer.counts = True
+    if late:
+        module = fill(on_meta(ReadTable), READ, FakeCheckpoint(held))
+        assert quantize_module(module, quantizer) == 2
+    else:
+        checkpoint = FakeCheckpoint(held, lambda: _nothing_alive(quantizer))
+        module = fill(on_meta(ReadTable), READ, checkpoint, quantizer=quantizer)
+    assert sorted(quantizer.order) == ["embed", "up"]
+    assert quantizer.alive() == 0, "the plain table is still held"
+    assert isinstance(module.get_submodule("embed"), PackedTable)
+    assert isinstance(module.get_submodule("places"), nn.Embedding)
+    head: Any = module.get_submodule("head")
+    assert head.table is module.get_submodule("embed")
+    written = dict(export_weights(module, READ, quantizer))
+    assert written.keys() == {"m.wte.half", "m.wpe.weight", "m.up.half"}
+    for prefix in ("m.", ""):
+        saved = {prefix + name.removeprefix("m."): tensor for name, tensor in written.items()}
+        again = fill(on_meta(ReadTable), READ, FakeCheckpoint(saved), quantizer=Tables(), packed=True)
+        found: Any = again.get_submodule("head")
+        assert isinstance(found.table, PackedTable)
+        assert torch.equal(found.table.halved * 2, held["m.wte.weight"].float())
+
+
+@pytest.mark.parametrize(("quantizer", "skip"), [
+    (Halves(), ()), (Tables(refuses=("embed",)), ()), (Tables(), ("em*",)), (Tables(), ("head",)),
+])  # fmt: skip
+def test_a_table_stays_plain_for_who_packs_none_or_refuses_it_or_is_told_to_skip_it_or_its_head(
+    quantizer: Halves, skip: tuple[str, ...]
+) -> None:
+    module = fill(on_meta(ReadTable), READ, FakeCheckpoint(read_tables()), quantizer=quantizer, skip=skip)
+    assert quantizer.order == ["up"]
+    head: Any = module.get_submodule("head")
+    assert isinstance(head.table, nn.Embedding)
+    assert not head.table.weight.is_meta
+    written = dict(export_weights(module, READ, quantizer))
+    assert written.keys() == {"m.wte.weight", "m.wpe.weight", "m.up.half"}
+    again = fill(on_meta(ReadTable), READ, FakeCheckpoint(written), quantizer=Tables(), packed=True)
+    assert isinstance(again.get_submodule("embed"), nn.Embedding), "the file holds it plain"
+
+
+def test_an_embedding_that_shares_its_parameter_is_no_packed_table() -> None:
+    def make() -> nn.Module:
+        module: Any = ReadTable()
+        module.places.weight = module.embed.weight
+        return module
+
+    assert quantized_layers(make(), Tables(), ()).keys() == {"up"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_repeated_head_that_differs_from_a_packed_table_means_another_model(dtype: torch.dtype) -> None:
+    held = read_tables(head=True, dtype=torch.float32)
+    held["lm_head.weight"][V - 1, 0] += 1
+    error = refusal(READ, FakeCheckpoint(held), on_meta(ReadTable), quantizer=Tables(), dtype=dtype)
+    assert error.what == "model-folder holds 'lm_head.weight', which differs from 'embed.weight'."
+
+
+def test_a_plain_head_beside_a_packed_table_is_refused() -> None:
+    quantizer = Tables()
+    module = fill(on_meta(ReadTable), READ, FakeCheckpoint(read_tables()), quantizer=quantizer)
+    written = dict(export_weights(module, READ, quantizer))
+    written["lm_head.weight"] = torch.zeros(V, C)
+    error = refusal(READ, FakeCheckpoint(written), on_meta(ReadTable), quantizer=quantizer, packed=True)
+    assert error.what == "model-folder holds 'lm_head.weight' beside 'embed.weight' in packed form."
+    assert error.fix == "Save the model again from its plain weights."
+    assert error.tensor == "lm_head.weight"

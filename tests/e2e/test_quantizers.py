@@ -216,3 +216,66 @@ def test_a_file_that_a_later_version_packed_is_refused(packed: Path) -> None:
     with pytest.raises(ConfigError, match=r"packed in version 2 of the native form") as caught:
         pluglm.load(packed)
     assert caught.value.fix.startswith("Install a newer pluglm-quantizer-native")
+
+
+# A head that is the embedding.
+
+
+@pytest.fixture(scope="module")
+def tied(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model without a head of its own."""
+    path = Path(shutil.copytree(folder, tmp_path_factory.mktemp("models") / "tied"))
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    held = load_file(path / "model.safetensors")
+    save_file({name: t for name, t in held.items() if name != "lm_head.weight"}, path / "model.safetensors")
+    return path
+
+
+@pytest.mark.parametrize(("quantizer", "bits"), [("native:int4", 8), ("native:int8-offset", 8)])
+def test_the_table_of_a_tied_head_is_packed_saved_and_loaded(
+    quantizer: str, bits: int, tied: Path, tmp_path: Path
+) -> None:
+    """Under its own name in the file; the head multiplies by it."""
+    lm, late = pluglm.load(tied, quantizer=quantizer), pluglm.load(tied)
+    assert late.quantize(quantizer) == PACKED
+    assert kinds(lm, "embed") == kinds(late, "embed") == [bits]
+    assert late.fingerprint() == lm.fingerprint()
+    lm.save(tmp_path / "packed")
+    names = {name for name in load_file(tmp_path / "packed" / "model.safetensors") if "embed_tokens" in name}
+    assert names >= {f"model.embed_tokens.{short}" for short in ("codes", "scale", "shape")}
+    assert "model.embed_tokens.weight" not in names
+    again = pluglm.load(tmp_path / "packed")
+    for other in (late, again):
+        assert torch.equal(logits(other), logits(lm))
+        assert tokens(other) == tokens(lm)
+        assert other.model.module.head.table is other.model.get_input_embeddings()
+    ids = torch.tensor([PROMPT])
+    with torch.no_grad():
+        by_vectors = again.model(inputs_embeds=again.model.get_input_embeddings()(ids)).logits[0]
+    assert torch.equal(by_vectors, logits(lm))
+    assert again.model.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("skip", "options"), [
+    (("embed",), {}), (("head",), {}), ((), {"head": "none"}), ((), {"modules": {"embed": "none"}}),
+])  # fmt: skip
+def test_a_tied_table_may_stay_plain(
+    skip: tuple[str, ...], options: dict[str, Any], tied: Path, tmp_path: Path
+) -> None:
+    lm = pluglm.load(tied, quantizer="native:int4", quantizer_skip=skip, options={"quantizer": options})
+    assert kinds(lm, "embed", "layers.0.attn.q") == [None, 4]
+    lm.save(tmp_path / "packed")
+    again = pluglm.load(tmp_path / "packed")
+    assert kinds(again, "embed") == [None]
+    assert torch.equal(logits(again), logits(lm))
+
+
+def test_a_packed_table_runs_natively(tied: Path) -> None:
+    native = pytest.importorskip("pluglm_executor_cpu.native")
+    if native.library() is None:
+        pytest.skip("pluglm-executor-cpu has no compiled library here")
+    lm = pluglm.load(tied, quantizer="native:int4", executor="cpu", options={"executor": {"threads": 1}})
+    assert tokens(lm) == tokens(pluglm.load(tied, quantizer="native:int4"))
+    assert lm.model.executor.native_passes > 0
+    assert lm.model.executor.torch_passes == 0

@@ -86,6 +86,14 @@ def test_a_static_cache_without_a_capacity_says_what_to_write():
     assert caught.value.argument == "capacity"
 
 
+@pytest.mark.parametrize("name", ["dynamic", "static", "paged", "offloaded", "quantized"])
+@pytest.mark.parametrize("said", [{"batch_size": "x"}, {"batch_size": 0}, {"batch_size": True}, {"capacity": 0.5}])
+def test_sizes_that_are_none_are_refused(name, said):
+    with pytest.raises(InputError, match=r"at least one (row|cell)(.|\n)*as an integer") as caught:
+        layout(name).new(**{"batch_size": 1, "capacity": 8, **said})
+    assert caught.value.argument == next(iter(said))
+
+
 def test_a_pass_beyond_the_capacity_names_the_numbers_and_the_remedy():
     cache = layout("static").new(batch_size=1, capacity=8)
     fill(cache, 6)

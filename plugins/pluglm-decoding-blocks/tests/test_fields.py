@@ -69,6 +69,7 @@ def test_a_value_that_makes_no_sense_is_refused_with_its_rule(name: str, value: 
     with pytest.raises(InputError, match=rf"{name}=.* makes no sense: it must be {rule}") as caught:
         read(**{name: value})
     assert caught.value.argument == name
+    assert caught.value.fix == f"Pass such a value, or leave {name} out."
 
 
 @pytest.mark.parametrize(
@@ -84,6 +85,11 @@ def test_a_value_that_makes_no_sense_is_refused_with_its_rule(name: str, value: 
 def test_a_filter_that_makes_no_sense_is_refused_with_its_rule(name: str, value: Any, rule: str) -> None:
     with pytest.raises(InputError, match=rf"{name}=.* makes no sense: it must be {rule}"):
         Warpers([GenerationConfig().updated(**{name: value})], torch.device("cpu"))
+
+
+def test_a_top_k_beyond_every_vocabulary_keeps_all_tokens() -> None:
+    scores = torch.arange(6.0)[None]
+    assert torch.equal(Warpers([GenerationConfig().updated(top_k=2**70)], torch.device("cpu"))(scores), scores)
 
 
 @pytest.mark.parametrize(

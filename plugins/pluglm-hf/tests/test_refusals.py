@@ -153,6 +153,8 @@ def test_an_embedding_of_the_same_size_is_no_resize(llama: Any) -> None:
 TOKENIZING: list[tuple[Callable[[Any], Any], str]] = [
     (lambda t: t.decode("x"), "token_ids is a str, not ids.*\n.*list of ids"),
     (lambda t: t.decode(None), "token_ids is a NoneType, not ids"),
+    (lambda t: t.batch_decode(3), "sequences is a int, not rows of ids.*\n.*list of rows"),
+    (lambda t: hf.DynamicCache(3), "ddp_cache_data is a int.*\n.*\n.*config=…"),
     (lambda t: t(["a", "b c d e"], return_tensors="pt"), "different lengths are no tensor.*\n.*\n.*padding=True"),
     (lambda t: t("a", return_tensors="np"), 'Pass "pt" or None'),
     (lambda t: t("a", truncation=True, max_length=-1), "max_length=-1 makes no sense"),

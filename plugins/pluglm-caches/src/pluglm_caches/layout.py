@@ -91,10 +91,13 @@ class Layout:
 
     def new(self, *, batch_size: int, capacity: int | None = None) -> SlotCache:
         """An empty cache. A layout with fixed storage allocates `capacity` cells; others keep spare room below it."""
-        if batch_size < 1:
-            raise InputError(f"batch_size={batch_size}: a cache has at least one row.", argument="batch_size")
-        if capacity is not None and capacity < 1:
-            raise InputError(f"capacity={capacity}: a cache holds at least one cell.", argument="capacity")
+        if type(batch_size) is not int or batch_size < 1:
+            raise InputError(f"batch_size={batch_size!r}: a cache has at least one row.",
+                             fix="Pass the number of rows as an integer.", argument="batch_size")  # fmt: skip
+        if capacity is not None and (type(capacity) is not int or capacity < 1):
+            raise InputError(f"capacity={capacity!r}: a cache holds at least one cell.",
+                             fix="Pass the number of cells as an integer, or leave it out.",
+                             argument="capacity")  # fmt: skip
         if self.fixed and capacity is None:
             raise InputError(
                 f"A {self.name} cache must be told its capacity.",

@@ -110,6 +110,11 @@ class CachedFeed:
             if self._position_ids is not None and self._position_ids.shape[0] != 1:
                 self._position_ids = self._position_ids.repeat_interleave(settings.copies, 0)
 
+    @property
+    def plain(self) -> bool:
+        """Whether a step feeds the last tokens at the positions that follow, and nothing else."""
+        return not self._extra
+
     def can_take_back(self) -> bool:
         """May the loop run one step too far? The cell is taken back then; windows and states cannot do that."""
         if not self.given:

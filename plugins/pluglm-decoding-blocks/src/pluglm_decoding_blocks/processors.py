@@ -37,6 +37,9 @@ class Processors:
         beams: rows of each prompt, of which a caller's prefix_allowed_tokens_fn is told nothing.
         source: of an encoder-decoder. warpers: of a strategy that draws; they stand among the other stages, and the
             caller applies none itself. guidance: what mixes the scores with those of another prompt.
+
+    Attributes:
+        names: of the stages that have something to do, in `STAGES`; "user" for any processor of the caller's.
     Raises: InputError for values that make no sense.
     """
 
@@ -55,6 +58,7 @@ class Processors:
             stages["watermark"] = _Watermark(fields.watermarking_config, texts, device)
         if fields.renormalize_logits:
             stages["renormalize"] = _without_ids(lambda scores: scores.log_softmax(-1))
+        self.names = frozenset(stages) | ({"user"} if own else set())
         self._chain = in_order(stages, [_looked_at(process) for process in own or ()])
         # Whoever asks for invalid values to be removed wants to go on where the model gave some.
         self._foreign = bool(own) and not fields.remove_invalid_values

@@ -67,6 +67,20 @@ class HostRows:
         failed = {row: scores[row] for row in self._alive if not math.isfinite(scores[row])}
         if failed:
             raise no_token(failed, self._endings.counts[min(failed)])
+        self._push(ids, criteria)
+
+    @property
+    def room(self) -> int:
+        """New tokens that every row that goes on may have yet."""
+        return min(self._endings.limits[row] - self._endings.counts[row] for row in self._alive)
+
+    def record_run(self, tokens: Tensor) -> None:
+        """Take note of several steps, [R, n], of which only the last may end a row; their scores were looked at."""
+        for row in self._alive:
+            self._endings.counts[row] += tokens.shape[1] - 1
+        self._push(tokens[:, -1].tolist(), None)
+
+    def _push(self, ids: Sequence[float], criteria: Sequence[float] | None) -> None:
         push = self._endings.push
         going_on = [
             row

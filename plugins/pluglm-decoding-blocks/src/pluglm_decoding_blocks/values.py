@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 def senseless(name: str, value: object, rule: str) -> InputError:
     """The error for a value that breaks the rule of its field."""
-    return InputError(f"{name}={value!r} makes no sense: it must be {rule}.", argument=name)
+    what = f"{name}={value!r} makes no sense: it must be {rule}."
+    return InputError(what, fix=f"Pass such a value, or leave {name} out.", argument=name)
 
 
 def described(value: object) -> str:

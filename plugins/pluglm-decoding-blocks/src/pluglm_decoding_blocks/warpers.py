@@ -47,7 +47,8 @@ class Warpers:
         if any(h is not None for h in top_h):
             share = column([1.0 if h is None else h for h in top_h])
             self.stages.append(("top_h", partial(entropy.top_h, share=share, off=off(top_h))))
-        top_k = [max(c.top_k, keep) if c.top_k else 0 for c in configs]
+        # More than any vocabulary has is all of it, however much more.
+        top_k = [min(max(c.top_k, keep), 2**31) if c.top_k else 0 for c in configs]
         if any(top_k):
             self.stages.append(("top_k", partial(keep_best, counts=column(top_k, torch.int64), largest=max(top_k))))
         top_p = [None if c.top_p == 1 else c.top_p for c in configs]

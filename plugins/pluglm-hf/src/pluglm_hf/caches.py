@@ -133,6 +133,11 @@ class DynamicCache(HFCache):
                               "Leave it out.")  # fmt: skip
         self._offloading = offloading
         if ddp_cache_data is not None:
+            if not isinstance(ddp_cache_data, Iterable):
+                raise InputError(f"ddp_cache_data is a {type(ddp_cache_data).__name__}.",
+                                 why="it holds a pair of keys and values for each layer.",
+                                 fix="Pass the pairs, or leave it out; a config goes by its name, config=….",
+                                 argument="ddp_cache_data")  # fmt: skip
             self._pairs = tuple((entry[0], entry[1]) for entry in ddp_cache_data)
 
     @classmethod

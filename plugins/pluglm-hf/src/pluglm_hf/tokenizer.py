@@ -243,6 +243,9 @@ class PreTrainedTokenizer:
         clean_up_tokenization_spaces: bool | None = None,
     ) -> list[str]:  # fmt: skip
         """Texts of several rows."""
+        if not isinstance(sequences, Iterable):
+            raise InputError(f"sequences is a {type(sequences).__name__}, not rows of ids.",
+                             fix="Pass a list of rows, or a tensor [B, T].", argument="sequences")  # fmt: skip
         return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in sequences]
 
     # Chats
