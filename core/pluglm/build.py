@@ -204,14 +204,13 @@ def _kernels(manager: Manager, plan: Plan, context: LoadContext) -> dict[str, Ca
 
 def build_module(manager: Manager, plan: Plan, context: LoadContext, parts: Parts) -> nn.Module:
     """Build the torch module on the meta device and fill it from the checkpoint."""
-    import torch
-
     from pluglm.checkpoint import track
+    from pluglm.unfilled import unfilled
     from pluglm.weights import load_weights
 
     choice = plan["architecture"]
     model_parts = ModelParts(context.description, parts.attention, parts.kernels, context.device, context.dtype)
-    with torch.device("meta"):
+    with unfilled():
         module: nn.Module = build(
             manager,
             replace_requested(choice),
@@ -242,11 +241,13 @@ def replace_requested(choice: Choice) -> Choice:
     return replace(choice, requested=choice.provider or "")
 
 
-def build_executor(manager: Manager, plan: Plan, context: LoadContext, parts: Parts, module: nn.Module) -> Executor:
-    """Build what runs the module, once its weights are in place."""
+def build_executor(
+    manager: Manager, plan: Plan, context: LoadContext, layout: CacheLayout | None, module: nn.Module
+) -> Executor:
+    """Build what runs the module, once its weights are in place. layout: of its caches."""
     choice = plan["executor"]
     executor: Executor = build(manager, choice, "pluglm_build_executor", request=ExecutorRequest(
-        module, context.description, parts.layout, context.device, context.dtype,  # type: ignore[arg-type]
+        module, context.description, layout, context.device, context.dtype,  # type: ignore[arg-type]
         choice.variant, choice.options,
     ))  # fmt: skip
     return executor

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pluglm.contracts.model import ForwardInput, ForwardOutput, ModelDescription
-from pluglm.errors import InputError, UnsupportedRequestError
+from pluglm.errors import InputError, PlanError, UnsupportedRequestError
 from pluglm.outputs import CausalOutput
 from pluglm.passed import Passed, check_cache, check_kept, check_length, unknown_argument
 
@@ -23,6 +23,19 @@ if TYPE_CHECKING:
     from pluglm.contracts.runtime import Executor
 
 __all__ = ["BuiltModel", "CausalLM", "CausalOutput"]
+
+
+class Unable:
+    """An executor in the place of one that cannot go on: every pass raises `error`."""
+
+    name = "unable"
+
+    def __init__(self, error: PlanError) -> None:
+        self.error = error
+
+    def run(self, inputs: ForwardInput) -> ForwardOutput:
+        """Raises the error."""
+        raise self.error
 
 
 class BuiltModel(nn.Module):
@@ -45,6 +58,10 @@ class BuiltModel(nn.Module):
         self.layout = layout
         self.description = description
         self.config = config
+        self.run_by(executor)
+
+    def run_by(self, executor: Executor) -> None:
+        """Let this executor run the passes from now on."""
         self.executor = executor
         self._run: Callable[[ForwardInput], ForwardOutput] = executor.run
 
@@ -59,7 +76,7 @@ class BuiltModel(nn.Module):
         return next((p.dtype for p in self.module.parameters() if p.is_floating_point()), torch.float32)
 
     def get_input_embeddings(self) -> nn.Module:
-        """The embedding, weight [V, C]."""
+        """The embedding, weight [V, C]; a `BlockedEmbedding` where a quantizer has packed it."""
         return self.module.get_submodule("embed")
 
     def get_output_embeddings(self) -> nn.Module:

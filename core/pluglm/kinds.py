@@ -33,19 +33,19 @@ class Kind:
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
-        Kind("architecture", "pluglm.architectures", ("pluglm_build_model", "pluglm_describe_model"), "1.2",
+        Kind("architecture", "pluglm.architectures", ("pluglm_build_model", "pluglm_describe_model"), "1.3",
              "reads a model type's config and builds its module"),
         Kind("attention", "pluglm.attention", ("pluglm_build_attention",), "1.1",
              "computes attention and builds the masks it needs"),
         Kind("cache", "pluglm.caches", ("pluglm_build_cache",), "2.0",
              "keeps keys, values and states between forward passes"),
-        Kind("quantizer", "pluglm.quantizers", ("pluglm_build_quantizer",), "1.2",
+        Kind("quantizer", "pluglm.quantizers", ("pluglm_build_quantizer",), "1.3",
              "replaces linear layers by smaller ones"),
         Kind("decoding", "pluglm.decoding", ("pluglm_build_decoding",), "1.3",
              "chooses the next tokens"),
         Kind("kernel", "pluglm.kernels", ("pluglm_load_kernel",), "1.0",
              "computes one operation faster than its reference"),
-        Kind("executor", "pluglm.executors", ("pluglm_build_executor",), "1.0",
+        Kind("executor", "pluglm.executors", ("pluglm_build_executor",), "1.1",
              "runs a built model, one forward pass a call"),
         Kind("source", "pluglm.sources", ("pluglm_build_source",), "1.0",
              "finds a checkpoint's files by name"),

@@ -10,16 +10,17 @@ from typing import Any
 
 import torch
 
-from pluglm.build import SKIP, Built, LoadContext, build
+from pluglm.build import SKIP, Built, LoadContext, build, build_executor
 from pluglm.calls import Call, CallReader, check_flag
 from pluglm.completions import Completion, completions
 from pluglm.constraints import Constraints
 from pluglm.contracts.decoding import DecodingStrategy, GenerationConfig, GenerationOutput
 from pluglm.contracts.quantizer import Quantizer, QuantizerRequest, UnpackingQuantizer
+from pluglm.contracts.runtime import Executor
 from pluglm.contracts.text import Tokenizer
-from pluglm.errors import InputError, PlanError
+from pluglm.errors import InputError, PlanError, PluglmError
 from pluglm.fingerprint import fingerprint
-from pluglm.forward import CausalLM
+from pluglm.forward import CausalLM, Unable
 from pluglm.generation import defaults
 from pluglm.manager import Manager
 from pluglm.plan import Choice, Plan
@@ -193,7 +194,8 @@ class LanguageModel:
         Args:
             quantizer: a provider, `name:variant` or its id. skip: patterns of module names to leave as they are.
             options: keyword options of the quantizer.
-        Raises: PlanError if the model is packed already or no layer was taken.
+        Raises: PlanError if the model is packed already or no layer was taken; and if its executor cannot run packed
+            layers. Then every later call raises the same, since the plain weights are gone.
         """
         from pluglm.weight_packing import quantize_module
 
@@ -217,6 +219,7 @@ class LanguageModel:
             )
         self._quantizer = part
         self._replan(choice)
+        self._build_executor_anew()
         return count
 
     def save(self, path: str | Path) -> None:
@@ -224,23 +227,33 @@ class LanguageModel:
 
         Raises: SaveError; what was at `path` before is then intact.
         """
-        from pluglm.checkpoint import atomic_folder, write_safetensors
-        from pluglm.weights import export_weights
+        from pluglm.checkpoint import atomic_folder
+        from pluglm.saving import write_model
 
         checkpoint = self._context.checkpoint
-        config = {k: v for k, v in checkpoint.config.items() if k not in ("torch_dtype", "quantization_config")}
-        config["dtype"] = self.plan.dtype
-        if self._quantizer is not None:
-            config["quantization_config"] = self._quantizer.config()
         with atomic_folder(path) as folder:
-            weights = export_weights(self.model.module, self._context.description.weights, self._quantizer)
-            write_safetensors(folder, weights, {"format": "pt"})
-            (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            write_model(folder, self.model.module, self._context, self._quantizer)
             if checkpoint.generation_config is not None:
                 text = json.dumps(checkpoint.generation_config, indent=2)
                 (folder / "generation_config.json").write_text(text + "\n", encoding="utf-8")
             if self.tokenizer is not None:
                 self.tokenizer.save(folder)
+
+    def _build_executor_anew(self) -> None:
+        """It may have laid out the weights that were there before, and would run those."""
+        executor: Executor
+        try:
+            executor = build_executor(
+                self._manager, self.plan, self._context, self.model.layout, self.model.module
+            )  # fmt: skip
+        except PluglmError as e:
+            executor = Unable(PlanError(
+                f"the model is packed now, and its executor {self.plan['executor'].provider} cannot run it.",
+                why=f"{e.what} {e.why}".strip(), fix='Load it again, with quantizer=… or with executor="eager".',
+            ))  # fmt: skip
+            self.model.run_by(executor)
+            raise executor.error from e
+        self.model.run_by(executor)
 
     def _replan(self, changed: Choice) -> None:
         choices = tuple(changed if c.kind == changed.kind else c for c in self.plan.choices)

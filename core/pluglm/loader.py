@@ -34,6 +34,11 @@ class Loader:
         self.request, self.manager = request, manager
         self.excluded: dict[str, str] = {}
         self.checkpoint, self._format = self._open()
+        if request.packed_cache:
+            from pluglm.packed_cache import check_cacheable
+
+            named = request.parts.get("quantizer")
+            check_cacheable(self.checkpoint, self.checkpoint.config, named.text if named is not None else None)
         description, self._architecture = self._describe()
         device, self.notes = choose_device(request.device)
         dtype, why = choose_dtype(request.dtype, self.checkpoint, device)
@@ -178,9 +183,15 @@ class Loader:
         """Plan, build, fill, and plan again without each part that fails."""
         manager, context = self.manager, self.context
         plan, parts = self._until_built(lambda plan: build_parts(manager, plan, context))
-        module = build_module(manager, plan, context, parts)
+        if self.request.packed_cache:
+            from pluglm.packed_cache import build_packed
+
+            note, parts, module = build_packed(manager, plan, context, parts)
+            self.notes += (note,)
+        else:
+            module = build_module(manager, plan, context, parts)
         # A failed executor changes no other choice: nothing else in the plan depends on it.
-        plan, executor = self._until_built(lambda plan: build_executor(manager, plan, context, parts, module))
+        plan, executor = self._until_built(lambda plan: build_executor(manager, plan, context, parts.layout, module))
         manager.audit("selected", plan=plan.hash, parts=tuple(c.provider for c in plan.choices if c.provider))
         return Built(plan, parts, module, executor)
 

@@ -36,6 +36,7 @@ def load(
     constraint: str = AUTO,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     quantizer_skip: tuple[str, ...] = (),
+    packed_cache: bool = False,
     plan: Plan | None = None,
     manager: Manager | None = None,
 ) -> LanguageModel:
@@ -54,6 +55,9 @@ def load(
         quantizer: None: as the checkpoint is; or a provider, which packs the linear layers while they are read.
         options: keyword options of single parts: {"cache": {"residual_length": 64}}.
         quantizer_skip: patterns of module names that stay in full precision.
+        packed_cache: keep what the quantizer packs on this machine, in `packed` of the cache folder
+            ($PLUGLM_CACHE_DIR, else ~/.cache/pluglm), and map it in later loads of the same weights with the same
+            settings. Off by default: it takes about as much disk as the packed model, and the first load writes it.
         plan: a plan to replay: its providers and versions are used, or it is refused.
         manager: plugins to use, for tests and embedding; None: those installed here.
     Raises: PlanError, PluginError, ModelError or InputError; each says what happened, why, and what to do.
@@ -65,7 +69,7 @@ def load(
     }  # fmt: skip
     request = read_request(
         str(model), named, options or {}, revision=revision, offline=offline, token=token, device=device, dtype=dtype,
-        skip=quantizer_skip,
+        skip=quantizer_skip, packed_cache=packed_cache,
     )  # fmt: skip
     if plan is not None:
         if not isinstance(plan, Plan):
@@ -91,7 +95,7 @@ def load(
 
 def explain(model: str | Path, *, manager: Manager | None = None, **arguments: Any) -> Plan:
     """The plan that `load` with the same arguments would follow. Reads no weights and builds nothing."""
-    known = {"revision", "offline", "token", "device", "dtype"}
+    known = {"revision", "offline", "token", "device", "dtype", "packed_cache"}
     named = {k: arguments.pop(k) for k in list(arguments) if k in PARTS}
     options = arguments.pop("options", None) or {}
     skip = arguments.pop("quantizer_skip", ())

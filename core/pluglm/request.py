@@ -28,6 +28,7 @@ class LoadRequest:
     token: str | None = None
     device: str = AUTO
     dtype: str = AUTO
+    packed_cache: bool = False
     parts: Mapping[str, Wanted] = field(default_factory=dict)
     #: Made from a plan: names of parts are what was found then, not a wish of the user's.
     replay: bool = False
@@ -57,6 +58,8 @@ def read_request(
                 fix="Name one: quantizer=….", argument="quantizer_skip",
             )  # fmt: skip
         options = {**options, "quantizer": {**options.get("quantizer", {}), SKIP: tuple(skip)}}
+    if not isinstance(kept := rest.get("packed_cache", False), bool):
+        raise InputError(f"packed_cache is {kept!r}.", fix="Write packed_cache=True.", argument="packed_cache")
     for kind, given in options.items():
         if kind not in PARTS or not isinstance(given, Mapping):
             raise InputError(

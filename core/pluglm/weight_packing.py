@@ -1,4 +1,4 @@
-"""Which layers a quantizer packs, and where a checkpoint keeps what it has packed."""
+"""Which layers and tables a quantizer packs, and where a checkpoint keeps what it has packed."""
 
 from __future__ import annotations
 
@@ -7,37 +7,87 @@ from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
 from itertools import chain
 
-from torch import nn
+from torch import Tensor, nn
 
-from pluglm.contracts.quantizer import PublishedQuantizer, Quantizer
+from pluglm.contracts.packed import TableReader
+from pluglm.contracts.quantizer import PublishedQuantizer, Quantizer, TableQuantizer
 from pluglm.contracts.text import Checkpoint
 from pluglm.contracts.weights import WeightMap
 from pluglm.errors import CheckpointError
 from pluglm.weight_rules import module_of, respelled, some, spelled_prefix
 
 
-def quantized_layers(module: nn.Module, quantizer: Quantizer, skip: tuple[str, ...]) -> dict[str, nn.Linear]:
-    """The linear layers that this quantizer replaces, by name. One that shares its weight with others is not."""
+def quantized_layers(
+    module: nn.Module, quantizer: Quantizer, skip: tuple[str, ...]
+) -> dict[str, nn.Linear | nn.Embedding]:
+    """What this quantizer replaces, by name: linear layers, and tables of tied heads if it is a `TableQuantizer`.
+
+    A layer that shares its weight with others is not replaced. A pattern that fits the head keeps its table, too.
+    """
     uses = Counter(id(parameter) for _, parameter in module.named_parameters(remove_duplicate=False))
-    return {
+
+    def kept(*names: str) -> bool:
+        return any(fnmatchcase(name, pattern) for name in names for pattern in skip)
+
+    found: dict[str, nn.Linear | nn.Embedding] = {
         name: layer
         for name, layer in module.named_modules()
         if isinstance(layer, nn.Linear)
         and uses[id(layer.weight)] == 1
-        and not any(fnmatchcase(name, pattern) for pattern in skip)
+        and not kept(name)
         and quantizer.refusal(name, layer.in_features, layer.out_features) is None
     }
+    if not isinstance(quantizer, TableQuantizer):
+        return found
+    for name, table in module.named_modules():
+        heads = _readers(module, table)
+        if not isinstance(table, nn.Embedding) or not heads or uses[id(table.weight)] > 1 or kept(name, *heads):
+            continue
+        if quantizer.table_refusal(name, table.embedding_dim, table.num_embeddings) is None:
+            found[name] = table
+    return found
+
+
+def _readers(module: nn.Module, table: nn.Module) -> dict[str, TableReader]:
+    """The modules that read a table which is not their own, by name. Of what is no table: none."""
+    named = module.named_modules() if isinstance(table, nn.Embedding) else ()
+    reads = ((name, part) for name, part in named if getattr(part, "table", None) is table)  # few: the next is slow
+    return {name: part for name, part in reads if isinstance(part, TableReader)}
 
 
 def quantize_module(module: nn.Module, quantizer: Quantizer, skip: tuple[str, ...] = ()) -> int:
-    """Replace the linear layers of a loaded module, one at a time. Returns how many."""
+    """Replace the linear layers of a loaded module, one at a time, and tables. Returns how many."""
     names = list(quantized_layers(module, quantizer, skip))  # names alone: each layer goes when its successor is there
     for name in names:
         layer = module.get_submodule(name)
         weight, bias = layer.get_parameter("weight").detach(), getattr(layer, "bias", None)
-        module.set_submodule(name, quantizer.quantize(name, weight, None if bias is None else bias.detach()))
+        replace_layer(module, name, quantized(quantizer, layer, name, weight, None if bias is None else bias.detach()))
         del layer, weight, bias
     return len(names)
+
+
+def quantized(quantizer: Quantizer, layer: nn.Module, name: str, weight: Tensor, bias: Tensor | None) -> nn.Module:
+    """What the quantizer makes of one of `quantized_layers`."""
+    if not isinstance(layer, nn.Embedding):
+        return quantizer.quantize(name, weight, bias)
+    assert isinstance(quantizer, TableQuantizer)
+    return quantizer.quantize_table(name, weight)
+
+
+def unpacked(quantizer: Quantizer, layer: nn.Module, name: str, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """What the quantizer reads of one of `packed_layers`."""
+    if not isinstance(layer, nn.Embedding):
+        return quantizer.unpack(name, tensors)
+    assert isinstance(quantizer, TableQuantizer)
+    return quantizer.unpack_table(name, tensors)
+
+
+def replace_layer(module: nn.Module, name: str, successor: nn.Module) -> None:
+    """Put a quantizer's module in a layer's place; those who read a table from there are told."""
+    readers = _readers(module, module.get_submodule(name))
+    module.set_submodule(name, successor)
+    for reader in readers.values():
+        reader.take_table(successor)
 
 
 def packed_places(weights: WeightMap) -> dict[str, str]:
@@ -53,7 +103,7 @@ def is_packed(layer: nn.Module) -> bool:
 
 
 def packed_layers(
-    layers: Mapping[str, nn.Linear], quantizer: Quantizer, weights: WeightMap, checkpoint: Checkpoint
+    layers: Mapping[str, nn.Linear | nn.Embedding], quantizer: Quantizer, weights: WeightMap, checkpoint: Checkpoint
 ) -> dict[str, dict[str, str]]:
     """The layers that the checkpoint holds packed, each with short -> whole names of its tensors.
 
@@ -71,7 +121,7 @@ def packed_layers(
         held[at].add(name[len(at) + 1 :])
     asked = quantizer if isinstance(quantizer, PublishedQuantizer) else None
     found = {}
-    for layer, linear in layers.items():
+    for layer, plain_layer in layers.items():
         place = layer
         if f"{layer}.weight" in places:
             place = module_of(respelled(f"{places[f'{layer}.weight']}.weight", written, prefix))
@@ -81,7 +131,7 @@ def packed_layers(
             shorts = asked.stored_names(layer, place, frozenset(held.get(place, ())))
             if not shorts:
                 continue
-            if getattr(linear, "bias", None) is not None and "bias" not in shorts:
+            if getattr(plain_layer, "bias", None) is not None and "bias" not in shorts:
                 shorts += ("bias",)  # which the file lacks: said below
         else:
             shorts = quantizer.tensor_names(layer)

@@ -1,8 +1,8 @@
 """Weights into a module and out of it: every tensor accounted for, nothing copied that can be mapped.
 
 The module is built on the meta device. Each rule of the weight map is checked by name and shape before the first byte
-is read; then tensors are mapped from the file straight into parameters, and linear layers that a quantizer takes are
-replaced one by one, so that never more than one of them is held in full precision.
+is read; then tensors are mapped from the file straight into parameters, and layers that a quantizer takes are replaced
+one by one, so that never more than one of them is held in full precision.
 """
 
 from __future__ import annotations
@@ -19,7 +19,15 @@ from pluglm.contracts.quantizer import Quantizer, UnpackingQuantizer
 from pluglm.contracts.text import Checkpoint
 from pluglm.contracts.weights import WeightMap, WeightRule
 from pluglm.errors import CheckpointError, PlanError
-from pluglm.weight_packing import is_packed, packed_layers, packed_places, quantized_layers
+from pluglm.weight_packing import (
+    is_packed,
+    packed_layers,
+    packed_places,
+    quantized,
+    quantized_layers,
+    replace_layer,
+    unpacked,
+)
 from pluglm.weight_rules import Assignment, assign, check_shapes, in_layout, module_of, some
 
 
@@ -31,7 +39,7 @@ def load_weights(
     """Fill a module that was built on the meta device.
 
     Args:
-        quantizer: replaces linear layers as they are read. packed: the checkpoint holds them packed already.
+        quantizer: replaces layers as they are read. packed: the checkpoint holds them packed already.
         skip: patterns of module names that stay in full precision.
         track: wraps the iteration to show progress.
     Raises: CheckpointError before any tensor is read, if names, shapes or dtypes do not fit.
@@ -39,10 +47,11 @@ def load_weights(
     if packed and isinstance(quantizer, UnpackingQuantizer):
         checkpoint, quantizer, packed = quantizer.unpacked(checkpoint), None, False
     weights = in_layout(weights, checkpoint.tensors)
-    replace = quantized_layers(module, quantizer, skip) if quantizer is not None else {}
+    layers = quantized_layers(module, quantizer, skip) if quantizer is not None else {}
+    replace = {} if packed else layers
     stored: dict[str, dict[str, str]] = {}
     if packed and quantizer is not None:
-        replace, stored = {}, packed_layers(replace, quantizer, weights, checkpoint)
+        stored = packed_layers(layers, quantizer, weights, checkpoint)
         if not stored:
             raise CheckpointError(
                 f"{checkpoint.path} holds no packed layer.",
@@ -62,8 +71,8 @@ def load_weights(
             check_shapes(a, checkpoint, parameters)
     if quantizer is not None:
         for name, tensors in stored.items():
-            part = quantizer.unpack(name, {short: checkpoint.tensor(full) for short, full in tensors.items()})
-            module.set_submodule(name, part.to(device))
+            held_as = {short: checkpoint.tensor(full) for short, full in tensors.items()}
+            replace_layer(module, name, unpacked(quantizer, layers[name], name, held_as).to(device))
     held: dict[str, dict[str, Tensor]] = {}
 
     def put(target: str, tensor: Tensor) -> None:
@@ -77,7 +86,8 @@ def load_weights(
         parts[leaf] = tensor
         if len(parts) == 1 + (getattr(replace[layer], "bias", None) is not None):
             del held[layer]
-            module.set_submodule(layer, quantizer.quantize(layer, parts["weight"], parts.get("bias")))
+            weight, bias = parts["weight"], parts.get("bias")
+            replace_layer(module, layer, quantized(quantizer, replace[layer], layer, weight, bias))
 
     def fill(a: Assignment) -> None:  # a function, so that nothing of one layer is alive when the next is read
         for target, tensor in zip(a.rule.targets, _read(a, checkpoint), strict=True):
@@ -85,7 +95,7 @@ def load_weights(
                 wanted = dtype if a.rule.dtype is None else torch_dtype(a.rule.dtype)
                 put(target, tensor.to(device=device, dtype=wanted if tensor.is_floating_point() else None))
             else:
-                _check_tied(a.rule, tensor, module, checkpoint)
+                _check_tied(a.rule, tensor, module, checkpoint, assignments, dtype)
 
     def turn(a: Assignment) -> int:
         if a.rule.tied_to is not None:
@@ -136,14 +146,28 @@ def _read(a: Assignment, checkpoint: Checkpoint) -> Any:
     return a.rule.transform.apply(tensors) if a.rule.transform is not None else tensors
 
 
-def _check_tied(rule: WeightRule, tensor: Tensor, module: nn.Module, checkpoint: Checkpoint) -> None:
+def _check_tied(
+    rule: WeightRule, tensor: Tensor, module: nn.Module, checkpoint: Checkpoint, assignments: list[Assignment],
+    dtype: torch.dtype,
+) -> None:  # fmt: skip
     """A tensor that the model ties to another one must equal it, or the file means another model."""
     assert rule.tied_to is not None, "assign refuses any other target that is no parameter"
-    other = module.get_parameter(rule.tied_to)
+    why = "config.json says that the two are one (tie_word_embeddings), so one of them would be lost."
+    other: Tensor | None = dict(module.named_parameters()).get(rule.tied_to)
+    if other is None:  # packed by now: the file has what it was made of, unless the file itself is packed
+        source = next((a for a in assignments if rule.tied_to in a.rule.targets and a.sources), None)
+        if source is None:
+            raise CheckpointError(
+                f"{checkpoint.path} holds {rule.sources[0]!r} beside {rule.tied_to!r} in packed form.",
+                why=why, fix="Save the model again from its plain weights.",
+                path=str(checkpoint.path), tensor=rule.sources[0],
+            )  # fmt: skip
+        read: Tensor = _read(source, checkpoint)[source.rule.targets.index(rule.tied_to)]
+        other = read.to(dtype)
     if other.is_meta or not torch.equal(tensor.to(other.dtype), other.cpu()):
         raise CheckpointError(
             f"{checkpoint.path} holds {rule.sources[0]!r}, which differs from {rule.tied_to!r}.",
-            why="config.json says that the two are one (tie_word_embeddings), so one of them would be lost.",
+            why=why,
             fix="Set tie_word_embeddings to false in config.json if the file is right.",
             path=str(checkpoint.path),
             tensor=rule.sources[0],

@@ -5,6 +5,10 @@ a temporary folder. Both also with packed weights of 8 and 4 bits (`pluglm-quant
 computed in float32, and natively with activations rounded to 8 bits as well. Before anything is timed both executors run
 the same tokens and their logits are compared; then rounds alternate between the two, so that a machine whose speed drifts
 shifts both. Prints a table, then one line of JSON. `--quick` makes fewer and shorter rounds.
+
+And of what pluglm adds around the native executor's calls: greedy decoding of one row by the strategy, less what the
+calls into the library take; in runs of tokens, and pass by pass, as a call goes that has a stopping criterion. It is
+processor time of the calling thread, so that other processes on the machine count less; on a busy one they still do.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ import torch
 from safetensors.torch import save_file
 
 import pluglm
-from pluglm.contracts import ForwardInput
+from pluglm.contracts import ForwardInput, GenerationConfig
 
 SMOLLM2_135M = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 49152, "hidden_size": 576,
@@ -119,6 +123,47 @@ def compare(
     }  # fmt: skip
 
 
+def around(count: int, rounds: int, options: dict[str, Any]) -> dict[str, Any]:
+    """Microseconds a token that are spent outside of the library, of a call that makes `count` tokens."""
+    how: dict[str, Any] = {"dtype": "float32", "device": "cpu", "cache": "static", "attention": "sdpa"}
+    lm = pluglm.load("pystdlib", executor="cpu", decoding="greedy", options={"executor": options}, **how)
+    cache, inside = lm.new_cache(capacity=count), 0.0
+    library, strategy = lm.model.executor._library, lm.strategy()  # type: ignore[attr-defined]
+
+    def timed(call: Any) -> Any:
+        def run(*arguments: Any) -> Any:
+            nonlocal inside
+            started = time.thread_time()
+            done = call(*arguments)
+            inside += time.thread_time() - started
+            return done
+
+        return run
+
+    def outside(criteria: Sequence[Any]) -> tuple[float, list[int]]:
+        nonlocal inside
+        cache.reset()
+        inside, started = 0.0, time.thread_time()
+        with torch.no_grad():
+            output: Any = strategy(
+                lm.model, torch.tensor([[5]]), past_key_values=cache, stopping_criteria=criteria,
+                generation_config=GenerationConfig(max_new_tokens=count, pad_token_id=0),
+            )  # fmt: skip
+        return (time.thread_time() - started - inside) / count * 1e6, output.completion(0)
+
+    library.step, library.decode = timed(library.step), timed(library.decode)
+    never = [lambda ids, _: torch.zeros(len(ids), dtype=torch.bool)]
+    assert outside(())[1] == outside(never)[1], "runs of tokens are not the tokens of single passes"
+    times = [(outside(())[0], outside(never)[0]) for _ in range(rounds)]
+    runs, passes = zip(*times, strict=True)
+    return {
+        "tokens": count, "rounds": rounds, "runs_us": round(statistics.median(runs), 2),
+        "runs_us_min": round(min(runs), 2), "runs_us_max": round(max(runs), 2),
+        "passes_us": round(statistics.median(passes), 2), "passes_us_min": round(min(passes), 2),
+        "passes_us_max": round(max(passes), 2),
+    }  # fmt: skip
+
+
 def every_form(model: str, dtype: str, count: int, rounds: int, options: dict[str, Any]) -> list[dict[str, Any]]:
     """Plain weights in the model's dtype; packed ones in float32, exact and with rounded activations."""
     results = [compare(model, dtype, count, rounds, options)]
@@ -149,8 +194,12 @@ def main() -> None:
         print(f"{r['model']:20} {r['quantizer'] or r['dtype']:12} {r['activations']:8} "
               f"{r['cpu_tokens_s']:9.1f} {r['eager_tokens_s']:9.1f}  "
               f"ratio {r['ratio']} [{r['ratio_min']} … {r['ratio_max']}], logits {r['logits_apart']:.1e} apart")  # fmt: skip
+    added = around(count, rounds, options)
+    print(f"around the library's calls, greedy, one row: {added['runs_us']} µs a token "
+          f"[{added['runs_us_min']} … {added['runs_us_max']}] in runs, {added['passes_us']} "
+          f"[{added['passes_us_min']} … {added['passes_us_max']}] pass by pass")  # fmt: skip
     machine = {"torch": torch.__version__, "machine": platform.processor() or platform.machine()}
-    print(json.dumps({"results": results, **machine}))
+    print(json.dumps({"results": results, "around": added, **machine}))
 
 
 if __name__ == "__main__":

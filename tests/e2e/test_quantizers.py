@@ -279,3 +279,21 @@ def test_a_packed_table_runs_natively(tied: Path) -> None:
     assert tokens(lm) == tokens(pluglm.load(tied, quantizer="native:int4"))
     assert lm.model.executor.native_passes > 0
     assert lm.model.executor.torch_passes == 0
+
+
+def test_an_executor_with_a_layout_of_its_own_runs_what_was_packed_afterwards(folder: Path) -> None:
+    late = pluglm.load(folder, executor="cpu")
+    before = late.model.executor
+    assert late.quantize("native:int4") == PACKED
+    assert late.model.executor is not before
+    wanted = logits(pluglm.load(folder, quantizer="native:int4"))
+    assert torch.allclose(logits(late), wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
+
+
+def test_an_executor_that_cannot_run_packed_layers_says_so_at_every_call(folder: Path) -> None:
+    late = pluglm.load(folder, executor="compile")
+    for act in (lambda: late.quantize("native:int4"), lambda: late.complete(PROMPT, max_new_tokens=2)):
+        with pytest.raises(
+            PlanError, match=r"packed now, and its executor .*compile.* cannot run it(.|\n)*Load it again"
+        ):
+            act()

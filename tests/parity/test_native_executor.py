@@ -72,6 +72,26 @@ def test_ragged_rows_choose_the_tokens_of_the_torch_module(
     assert lm.model.executor.native_passes == STEPS - 1
 
 
+@pytest.mark.parametrize(
+    "said",
+    [{}, {"decoding": "sampling", "temperature": 0.8, "top_k": 30, "top_p": 0.9, "min_p": 0.01, "seed": 3}],
+)
+def test_tokens_that_are_chosen_natively_are_those_that_strategies_choose(
+    said: dict[str, Any], loaded: Any, run_natively: Any
+) -> None:
+    eager = loaded("llama-llama3")
+    lm = run_natively("llama-llama3", eager.model.description.program, "static")
+    prompts = [kit.prompt(length, 7).tolist() for length in (29, 13)]
+    made = []
+    for more in ({}, {"stopping_criteria": [lambda ids, _: torch.zeros(len(ids), dtype=torch.bool)]}):
+        before = lm.model.executor.native_passes
+        done = lm.complete(prompts, max_new_tokens=STEPS, **said, **more)
+        made.append([(one.token_ids, one.finish_reason) for one in done])
+        assert lm.model.executor.native_passes - before == max(len(one.token_ids) for one in done) - 1
+    assert made[0] == made[1]
+    assert lm.model.executor.decoding_s > 0  # the first of them, and no step of the second, in runs
+
+
 def test_a_completion_runs_natively_from_end_to_end(loaded: Any, run_natively: Any) -> None:
     eager = loaded("llama-llama3")
     lm = run_natively("llama-llama3", eager.model.description.program, "static")

@@ -50,6 +50,7 @@ class Checkpoint:
         config: `config.json`.
         generation_config: `generation_config.json`, or None.
         tensors: name → TensorInfo over all shards.
+        shards: names of the files that hold the weights.
         weights_bytes: sum of the tensors' bytes.
         fingerprint: sha256 over config.json, headers and file sizes. Weights are not read, so it tells checkpoints
             apart; it does not prove that no bit of a weight has changed.
@@ -70,6 +71,7 @@ class Checkpoint:
         generation = self.file("generation_config.json")
         self.generation_config: dict[str, Any] | None = read_object(generation) if generation is not None else None
         self._headers = read_shards(self.path)
+        self.shards = tuple(self._headers)
         self._shard_of = {name: shard for shard, header in self._headers.items() for name in header.tensors}
         self.tensors: Mapping[str, TensorInfo] = {
             name: info for header in self._headers.values() for name, info in header.tensors.items()

@@ -53,7 +53,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         _check_target(target)
         created = [parent for parent in target.parents if not parent.exists()]
         target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(target)
+        remove_leftovers(target)
         work = target.parent / f"{_prefix(target)}{os.getpid()}-{secrets.token_hex(4)}"
     try:
         with _as_save_error(target, work):
@@ -176,7 +176,7 @@ def _prefix(target: Path) -> str:
     return f".{target.name}.saving-{host}-"
 
 
-def _remove_leftovers(target: Path) -> None:
+def remove_leftovers(target: Path) -> None:
     """Remove what killed processes of this host left for this target; without a target they may be all there is."""
     if not target.exists():
         return

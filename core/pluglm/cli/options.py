@@ -31,6 +31,9 @@ def part_options(command: F) -> F:
             for kind in _PARTS
         ),
         click.option(
+            "--packed-cache", is_flag=True, default=None, help="Keep what the quantizer packs for later loads."
+        ),
+        click.option(
             "--option",
             "part_option",
             multiple=True,
@@ -119,7 +122,11 @@ def load_arguments(arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str,
             options.setdefault(kind, {})[name] = json.loads(value)
         except json.JSONDecodeError:
             options.setdefault(kind, {})[name] = value
-    rest = {k: arguments[k] for k in ("revision", "offline", "device", "dtype") if arguments.get(k) is not None}
+    rest = {
+        k: arguments[k]
+        for k in ("revision", "offline", "device", "dtype", "packed_cache")
+        if arguments.get(k) is not None
+    }
     return parts, options, rest
 
 

@@ -26,7 +26,14 @@ from pluglm.contracts.model import (
     ModelModule,
     ModelParts,
 )
-from pluglm.contracts.packed import BlockedLinear, GroupedLinear, GroupedWeight, RowBlocks
+from pluglm.contracts.packed import (
+    BlockedEmbedding,
+    BlockedLinear,
+    GroupedLinear,
+    GroupedWeight,
+    RowBlocks,
+    TableReader,
+)
 from pluglm.contracts.program import (
     Attention,
     Branch,
@@ -42,8 +49,23 @@ from pluglm.contracts.program import (
     Rope,
     StateSpace,
 )
-from pluglm.contracts.quantizer import PublishedQuantizer, Quantizer, QuantizerRequest, UnpackingQuantizer
-from pluglm.contracts.runtime import KERNEL_OPS, Executor, ExecutorRequest, KernelRequest
+from pluglm.contracts.quantizer import (
+    PublishedQuantizer,
+    Quantizer,
+    QuantizerRequest,
+    TableQuantizer,
+    UnpackingQuantizer,
+)
+from pluglm.contracts.runtime import (
+    KERNEL_OPS,
+    Decoded,
+    DecodeRun,
+    DecodesAhead,
+    Draw,
+    Executor,
+    ExecutorRequest,
+    KernelRequest,
+)
 from pluglm.contracts.slots import CrossSlot, KVSlot, LatentSlot, SharedSlot, Slot, StateSlot
 from pluglm.contracts.text import Checkpoint, Message, Source, SourceRequest, Tokenizer, TokenizerRequest
 from pluglm.contracts.views import DenseView, KeyInfo, KVView, LatentView, PagedView, QuantizedView
@@ -61,15 +83,16 @@ from pluglm.contracts.weights import (
 
 __all__ = [
     "GRAMMAR_KINDS", "KERNEL_OPS", "OPERATIONS", "STAGES", "Attention", "AttentionBackend", "AttentionRequest",
-    "AttentionSpec", "BlockedLinear", "Branch", "Cache", "CacheLayout", "CacheRequest", "Chain", "Checkpoint",
-    "Constraint", "ConstraintRequest", "CrossSlot", "DecoderProgram", "DecodingRequest", "DecodingStrategy",
-    "DenseView", "Embedding", "EncoderDecoderModule", "EncoderInput", "EncoderOutput", "Executor",
-    "ExecutorRequest", "Experts", "FeedForward", "FinishReason", "ForwardInput", "ForwardOutput",
-    "GenerationConfig", "GenerationOutput", "Grammar", "GroupedLinear", "GroupedWeight", "Head", "KVSlot",
-    "KVView", "KernelRequest", "KeyInfo", "LatentAttention", "LatentSlot", "LatentView", "Layer",
-    "LogitsProcessor", "MaskSpec", "Matcher", "Message", "ModelDescription", "ModelModule", "ModelParts", "Norm",
-    "PagedView", "Part", "Placed", "PublishedQuantizer", "QuantizedView", "Quantizer", "QuantizerRequest", "Rope",
-    "RowBlocks", "SharedSlot", "Slot", "Source", "SourceRequest", "Split", "SplitGroups", "Stack", "StateSlot",
-    "StateSpace", "Step", "StoppingCriterion", "Streamer", "TokenSelector", "Tokenizer", "TokenizerRequest",
-    "Transform", "Transpose", "UnpackingQuantizer", "WeightMap", "WeightRule", "rules",
+    "AttentionSpec", "BlockedEmbedding", "BlockedLinear", "Branch", "Cache", "CacheLayout", "CacheRequest",
+    "Chain", "Checkpoint", "Constraint", "ConstraintRequest", "CrossSlot", "DecodeRun", "Decoded",
+    "DecoderProgram", "DecodesAhead", "DecodingRequest", "DecodingStrategy", "DenseView", "Draw", "Embedding",
+    "EncoderDecoderModule", "EncoderInput", "EncoderOutput", "Executor", "ExecutorRequest", "Experts",
+    "FeedForward", "FinishReason", "ForwardInput", "ForwardOutput", "GenerationConfig", "GenerationOutput",
+    "Grammar", "GroupedLinear", "GroupedWeight", "Head", "KVSlot", "KVView", "KernelRequest", "KeyInfo",
+    "LatentAttention", "LatentSlot", "LatentView", "Layer", "LogitsProcessor", "MaskSpec", "Matcher", "Message",
+    "ModelDescription", "ModelModule", "ModelParts", "Norm", "PagedView", "Part", "Placed",
+    "PublishedQuantizer", "QuantizedView", "Quantizer", "QuantizerRequest", "Rope", "RowBlocks", "SharedSlot",
+    "Slot", "Source", "SourceRequest", "Split", "SplitGroups", "Stack", "StateSlot", "StateSpace", "Step",
+    "StoppingCriterion", "Streamer", "TableQuantizer", "TableReader", "TokenSelector", "Tokenizer",
+    "TokenizerRequest", "Transform", "Transpose", "UnpackingQuantizer", "WeightMap", "WeightRule", "rules",
 ]  # fmt: skip

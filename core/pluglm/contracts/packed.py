@@ -1,7 +1,7 @@
 """How packed weights meet kernels: a quantizer's layer may say what its weight is, so that an executor can run it.
 
 Both forms are optional. A layer that offers neither runs through its own `forward`; an executor that cannot use what a
-layer offers refuses the model and says which layer.
+layer offers refuses the model and says which layer. A token table that is packed has one form, `BlockedEmbedding`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 #: Rows of one block and columns of one group of `RowBlocks`.
 BLOCK_ROWS = 16
@@ -155,4 +155,44 @@ class BlockedLinear(GroupedLinear, Protocol):
     @property
     def blocks(self) -> RowBlocks:
         """The tensors that the layer itself holds."""
+        ...
+
+
+@runtime_checkable
+class BlockedEmbedding(Protocol):
+    """A quantizer's token table [V, C], which is looked up and, where the head is tied, multiplied by."""
+
+    @property
+    def blocks(self) -> RowBlocks:
+        """The tensors that the table itself holds: a row for each token."""
+        ...
+
+    def grouped(self) -> GroupedWeight:
+        """The table, unpacked anew at each call."""
+        ...
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        """[...] whole numbers -> [..., C] in the compute dtype."""
+        ...
+
+    def project(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x @ table.T + bias: [..., C] -> [..., V] in x's dtype, which is the compute dtype. bias: [V] in the same."""
+        ...
+
+
+@runtime_checkable
+class TableReader(Protocol):
+    """A module that reads a token table which another one owns: a tied head.
+
+    That is how the core finds tables that are worth packing. Those that are only looked up stay plain: a pass reads a
+    row of them.
+    """
+
+    @property
+    def table(self) -> nn.Module:
+        """The `nn.Embedding`, or what has replaced it."""
+        ...
+
+    def take_table(self, table: nn.Module) -> None:
+        """Read this table from now on, a `BlockedEmbedding` of the same size, and let go of the one before."""
         ...

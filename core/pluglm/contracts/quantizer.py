@@ -75,6 +75,33 @@ class Quantizer(Protocol):
 
 
 @runtime_checkable
+class TableQuantizer(Quantizer, Protocol):
+    """A quantizer that also packs the token table of a tied head; see `pluglm.contracts.packed.TableReader`.
+
+    `pack` takes its tables, too. `tensor_names` is asked of a table after `table_refusal`.
+    """
+
+    def table_refusal(self, name: str, columns: int, rows: int) -> str | None:
+        """Why this table stays as it is, or None if it is to be replaced. Called before its weight is read.
+
+        Args:
+            name: the embedding's place in the model. columns, rows: C and V, in the order of `refusal`.
+        """
+        ...
+
+    def quantize_table(self, name: str, weight: Tensor) -> nn.Module:
+        """The replacement, a `BlockedEmbedding`. weight: [V, C] in the compute dtype.
+
+        Returns: a module that has no parameter of its own called `weight`, as `quantize` does.
+        """
+        ...
+
+    def unpack_table(self, name: str, tensors: Mapping[str, Tensor]) -> nn.Module:
+        """The inverse of `pack`, for a table."""
+        ...
+
+
+@runtime_checkable
 class PublishedQuantizer(Quantizer, Protocol):
     """A quantizer of files that others wrote: what a layer has there shows in the file, not beforehand."""
 

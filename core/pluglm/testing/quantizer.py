@@ -24,8 +24,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pluglm.contracts import PublishedQuantizer, Quantizer, QuantizerRequest, WeightMap, rules
-from pluglm.contracts.packed import BlockedLinear, GroupedLinear
+from pluglm.contracts import PublishedQuantizer, Quantizer, QuantizerRequest, TableQuantizer, WeightMap, rules
+from pluglm.contracts.packed import BlockedEmbedding, BlockedLinear, GroupedLinear
 from pluglm.errors import UnsupportedRequestError
 from pluglm.weights import export_weights, load_weights
 
@@ -40,7 +40,7 @@ class QuantizerContract:
         name: which quantizer of the package's `pluglm.json`; None: the only one.
         variant: what users write after the colon; None: the default.
         device: where the tensors of the tests lie.
-        layer: the name of a layer that is taken.
+        layer: the name of a layer that is taken. table: of a token table, for a `TableQuantizer`.
         sizes: (out, in) of the layers; pairwise different, and of a kind that is taken (multiples of a group).
         rounds_inputs: its layers round what they are given, too, so that a product is not that with the weight they
             offer; then the declared numerics bound the difference.
@@ -51,6 +51,7 @@ class QuantizerContract:
     variant: ClassVar[str | None] = None
     device: ClassVar[str] = "cpu"
     layer: ClassVar[str] = "layers.0.attn.q"
+    table: ClassVar[str] = "embed"
     sizes: ClassVar[tuple[tuple[int, int], ...]] = ((96, 64), (32, 192), (160, 128))
     rounds_inputs: ClassVar[bool] = False
 
@@ -208,11 +209,17 @@ class QuantizerContract:
         with torch.device("meta"):
             module.add_module("a", nn.Linear(width, inner, bias=False))
             module.add_module("b", nn.Linear(inner, width))
+        self._fill(module, weights, tensors, dtype, quantizer, packed=packed)
+        return module
+
+    def _fill(
+        self, module: nn.Module, weights: WeightMap, tensors: Mapping[str, Tensor], dtype: str, quantizer: Quantizer,
+        *, packed: bool,
+    ) -> None:  # fmt: skip
         load_weights(
             module, weights, _InMemory(tensors, {"quantization_config": quantizer.config()} if packed else {}),
             device=self.device, dtype=getattr(torch, dtype), quantizer=quantizer, packed=packed,
         )  # fmt: skip
-        return module
 
     # What its layers offer to executors (`pluglm.contracts.packed`). Both forms are optional.
 
@@ -277,6 +284,88 @@ class QuantizerContract:
             said, weight = blocks.grouped().dense(), layer.grouped().dense()
             assert torch.allclose(said, weight, rtol=1e-3, atol=1e-6), "blocks and grouped() are different weights"
 
+    # Token tables, of a `TableQuantizer`.
+
+    def packs_tables(self, dtype: str) -> TableQuantizer:
+        """The quantizer; the test is skipped if it packs no tables."""
+        quantizer = self.build(dtype)
+        if not isinstance(quantizer, TableQuantizer):
+            pytest.skip("it packs no token tables")
+        return quantizer
+
+    def packed_table(self, quantizer: TableQuantizer, size: tuple[int, int], dtype: str) -> Any:
+        """A table of [V, C] = size; asked for as the core asks."""
+        assert quantizer.table_refusal(self.table, size[1], size[0]) is None
+        module = quantizer.quantize_table(self.table, self.tensors(size, dtype, bias=False)[0])
+        assert isinstance(module, BlockedEmbedding), "what quantize_table gives is no BlockedEmbedding"
+        return module
+
+    def test_a_table_looks_up_and_multiplies_by_what_its_blocks_say(self, size: tuple[int, int], dtype: str) -> None:
+        """Every row, the last one included, in any shape; with and without a bias; near the table that was given."""
+        module = self.packed_table(self.packs_tables(dtype), size, dtype)
+        given, shift, x = self.tensors(size, dtype, bias=True)
+        said, numerics = module.blocks.grouped().dense().double(), self.facts().get("numerics", {})
+        assert torch.allclose(module.grouped().dense().double(), said, rtol=1e-3, atol=1e-6)
+        eps = max(1e-5, 4 * torch.finfo(x.dtype).eps)
+        ids = torch.arange(size[0], device=self.device)
+        rows = module.forward(ids)
+        assert rows.shape == size, f"looking up {size[0]} rows gave {tuple(rows.shape)}"
+        assert rows.dtype == x.dtype, f"rows are {rows.dtype}, the compute dtype is {x.dtype}"
+        assert (rows.double() - said).abs().max() <= eps * said.abs().max(), "rows are not those of the blocks"
+        assert (said - given.double()).abs().max() <= numerics.get("rtol", 0.0) * given.double().abs().max()
+        some = torch.tensor([[0, size[0] - 1, 1], [2, 0, size[0] - 1]], device=self.device)
+        assert torch.equal(module.forward(some), rows[some])
+        for bias in (None, shift):
+            want = x.double() @ said.T + (0 if bias is None else bias.double())
+            got = module.project(x, bias)
+            assert got.shape == want.shape
+            assert got.dtype == x.dtype
+            assert (got.double() - want).abs().max() <= eps * want.abs().max(), "project is not the product with blocks"
+
+    def test_a_table_holds_its_blocks_and_comes_back_from_its_tensors(self, size: tuple[int, int], dtype: str) -> None:
+        """Under the names that a reader of the config lists; it has no parameter called weight."""
+        writer = self.packs_tables(dtype)
+        module = self.packed_table(writer, size, dtype)
+        tensors = {name: tensor.clone() for name, tensor in writer.pack(module).items()}
+        reader: Any = self.reader(writer, dtype)
+        assert reader.table_refusal(self.table, size[1], size[0]) is None
+        assert set(reader.tensor_names(self.table)) == tensors.keys()
+        again = reader.unpack_table(self.table, tensors).to(self.device)
+        for table in (module, again):
+            assert not {name for name, _ in table.named_parameters(recurse=False)} & {"weight", "bias"}
+            assert (table.blocks.rows, table.blocks.columns) == size
+            held = {t.untyped_storage().data_ptr() for t in (*table.parameters(), *table.buffers())}
+            for short in ("codes", "scale", "offset"):
+                tensor, first = getattr(table.blocks, short), getattr(module.blocks, short)
+                assert (tensor is None) == (first is None), f"{short} is there before or after the round trip alone"
+                if tensor is not None:
+                    assert tensor.untyped_storage().data_ptr() in held, f"{short} is a copy"
+                    assert torch.equal(tensor, first), f"{short} differs after a round trip"
+
+    def test_a_tied_table_is_packed_saved_and_loaded_by_the_core(self, dtype: str) -> None:
+        """Its head is told, and multiplies by the packed one."""
+        self.packs_tables(dtype)
+        (rows, width), weights = self.sizes[0], WeightMap(tuple(rules({"wte.weight": "embed.weight"})))
+        plain = {"wte.weight": self.tensors((rows, width), "float32", bias=False)[0].cpu()}
+        writer = self.build(dtype)
+        module, again = _Tied(rows, width), _Tied(rows, width)
+        self._fill(module, weights, plain, dtype, writer, packed=False)
+        saved = {name: tensor.clone().cpu() for name, tensor in export_weights(module, weights, writer)}
+        assert "wte.weight" not in saved, "the table was not packed"
+        self._fill(again, weights, saved, dtype, self.reader(writer, dtype), packed=True)
+        packed: Any = module.embed
+        ids = torch.tensor([[0, rows - 1, 3]], device=self.device)
+        assert module.head.table is module.embed
+        assert torch.equal(again(ids), module(ids))
+        assert torch.equal(module(ids), packed.project(packed(ids)))
+
+    def test_a_refusal_of_a_table_is_a_reason_or_none(self) -> None:
+        """An empty reason tells nobody anything."""
+        quantizer = self.packs_tables(self.dtypes()[0])
+        for columns, rows in ((1, 1), (13, 7), (64, 1000)):
+            reason = quantizer.table_refusal(self.table, columns, rows)
+            assert reason is None or (type(reason) is str and reason != "")
+
     # What it says of itself.
 
     def test_the_object_says_what_the_manifest_says(self) -> None:
@@ -327,6 +416,39 @@ class QuantizerContract:
         with pytest.raises(UnsupportedRequestError) as caught:
             self.build(unlisted)
         assert any(unlisted in reason for reason in caught.value.reasons)
+
+
+class _Tied(nn.Module):
+    """A table and the head that reads it, on the meta device."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(rows, width, _weight=torch.empty(rows, width, device="meta"))
+        self.head = _Head(self.embed)
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.embed(token_ids))
+        return logits
+
+
+class _Head(nn.Module):
+    """A `TableReader`, once its table is packed."""
+
+    def __init__(self, table: nn.Module) -> None:
+        super().__init__()
+        self.take_table(table)
+
+    @property
+    def table(self) -> nn.Module:
+        table: nn.Module = self._table[0]
+        return table
+
+    def take_table(self, table: nn.Module) -> None:
+        self._table: tuple[Any] = (table,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self._table[0].project(x)
+        return logits
 
 
 class _InMemory:

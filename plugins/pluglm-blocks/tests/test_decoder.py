@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from pluglm_blocks import ops
 from pluglm_blocks.rope import RotaryTable
+from torch import nn
 
 from pluglm.contracts import Branch, Embedding, FeedForward, Head, KVSlot, Layer, Norm, Part, Rope, SharedSlot
 
@@ -140,6 +141,45 @@ def test_a_tied_head_is_the_embedding(toy, ids):
     with torch.no_grad():
         copy.deepcopy(module).embed.weight.zero_()
     assert toy.run(module, ids).logits.any()
+
+
+class OtherTable(nn.Module):
+    """What a quantizer may put in a table's place: another one, under names of its own."""
+
+    def __init__(self, rows):
+        super().__init__()
+        self.register_buffer("rows", rows)
+
+    def forward(self, token_ids):
+        return self.rows[token_ids]
+
+    def project(self, x, bias=None):
+        return F.linear(x, self.rows, bias)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_table_that_is_taken_is_looked_up_and_multiplied_by(toy, ids, bias):
+    """All that a table goes through: scale, bias, soft cap, a shorter decoder, token vectors as input."""
+    program = toy.program(
+        embedding=Embedding(toy.V, toy.C, scale=2.5), head=Head(tied=True, bias=bias, scale=0.5, softcap=3.0)
+    )
+    module, rows = toy.build(program), torch.randn(toy.V, toy.C)
+    before = toy.run(module, ids).logits
+    module.embed = OtherTable(rows)
+    module.head.take_table(module.embed)
+    assert module.head.table is module.embed
+    plain = toy.build(program)
+    plain.load_state_dict({"embed.weight": rows, **{k: v for k, v in module.state_dict().items() if k != "embed.rows"}})
+    found = toy.run(module, ids, output_hidden_states=True)
+    same(found.logits, toy.run(plain, ids).logits)
+    assert not torch.allclose(found.logits, before, atol=0.1)
+    same(toy.run(module, None, embeds=module.embed(ids)).logits, found.logits)
+    one, other = module.first_layers(1), plain.first_layers(1)
+    same(toy.run(one, ids).logits, toy.run(other, ids).logits)
+    same(module.logits_of(found.hidden_states[0]), plain.logits_of(found.hidden_states[0]))
+    twin = copy.deepcopy(module)
+    assert twin.head.table is twin.embed
+    assert twin.embed is not module.embed
 
 
 def parts_of(toy, **changes):

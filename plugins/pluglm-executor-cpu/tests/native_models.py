@@ -39,7 +39,7 @@ from pluglm.contracts import (
     RowBlocks,
 )
 from pluglm.contracts.weights import WeightMap
-from pluglm.weight_packing import quantize_module
+from pluglm.weight_packing import quantize_module, replace_layer
 
 with_library = pytest.mark.skipif(native.library() is None, reason="this installation has no compiled library")
 SPEC = AttentionSpec(6, 3, 10, 10, 0.3)
@@ -108,6 +108,16 @@ def make(
     return Pair(module, pluglm_executor_cpu.pluglm_build_executor(request=request), made, request)
 
 
+def with_table(pair: Pair, bits: int, *, offsets: bool = False, **options: Any) -> Pair:
+    """The same module, its token table packed, and an executor for it. options: of the executor."""
+    weight = pair.module.embed.weight.detach()
+    blocks = RowBlocks.of(nearest(weight, bits, 32, offsets=offsets))
+    replace_layer(pair.module, "embed", BlockedTable(blocks, weight.dtype))
+    request = dataclasses.replace(pair.request, options=tuple(options.items()))
+    executor = pluglm_executor_cpu.pluglm_build_executor(request=request)
+    return dataclasses.replace(pair, executor=executor, request=request)
+
+
 def build_layout(program: Any, layout: str, dtype: str) -> Any:
     """A cache layout by its name."""
     request = CacheRequest(program.slots, ("dense",), "cpu", dtype, max_seq_len=program.max_seq_len,
@@ -152,6 +162,20 @@ class Blocked(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.grouped().dense().to(x.dtype), self.grouped_bias())
+
+
+class BlockedTable(Blocked):
+    """A token table of `RowBlocks`, in the compute dtype of a model."""
+
+    def __init__(self, blocks: RowBlocks, dtype: torch.dtype) -> None:
+        super().__init__(blocks, None)
+        self._dtype = dtype
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        return self.grouped().dense().to(self._dtype)[token_ids]
+
+    def project(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        return F.linear(x, self.grouped().dense().to(x.dtype), bias)
 
 
 class Grouped(nn.Module):

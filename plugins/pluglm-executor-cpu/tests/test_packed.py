@@ -8,7 +8,7 @@ from typing import Any
 import pluglm_executor_cpu
 import pytest
 import torch
-from native_models import Blocked, Nearest, Pair, llama, make, with_library
+from native_models import Blocked, Nearest, Pair, llama, make, with_library, with_table
 from pluglm_executor_cpu import native
 
 from pluglm import InputError, UnsupportedRequestError
@@ -174,6 +174,80 @@ def test_scales_of_every_size_are_read_as_float16(isa: str) -> None:
         assert got[3].isfinite().all()
 
 
+# Token tables
+
+
+def tied(**changed: Any) -> DecoderProgram:
+    """101 tokens, which do not fill blocks of 16; all that a table goes through."""
+    embedding = Embedding(101, 64, scale=8.0, learned_positions=310, position_offset=2)
+    head = Head(tied=True, bias=True, scale=0.5, softcap=3.0)
+    return dataclasses.replace(packable(), **{"embedding": embedding, "head": head, **changed})
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("offsets", [False, True])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_every_token_of_a_packed_table_is_read_and_scored(bits: int, offsets: bool, isa: str) -> None:
+    plain = make(tied(), quantizer=Nearest({"0.": 4, "": 8}), threads=1)
+    pair = with_table(plain, bits, offsets=offsets, threads=2, isa=isa)
+    one, two = pair.cache(), pair.cache()
+    for first in range(0, 101, 13):
+        ids = [list(range(first, min(first + 13, 101)))]
+        assert apart(pair, pair.feed("cpu", one, ids), pair.feed("torch", two, ids)) < EXACT
+    ids = [[100 - r - 7 * t for t in range(9)] for r in range(3)]
+    assert apart(pair, pair.feed("cpu", pair.cache(3), ids), pair.feed("torch", pair.cache(3), ids)) < EXACT
+    assert (pair.executor.native_passes, pair.executor.torch_passes) == (9, 0)
+    with pytest.raises(InputError, match="run from 3 to 101"):
+        pair.feed("cpu", one, [[3, 101]])
+
+
+def test_a_packed_table_beside_plain_layers_in_bfloat16_and_with_rounded_activations() -> None:
+    for dtype, options, low, high in (
+        ("bfloat16", {}, 0.0, 0.03), ("float32", {}, 0.0, EXACT), ("float32", {"activations": "int8"}, 1e-4, 0.06),
+    ):  # fmt: skip
+        pair = with_table(make(tied(), dtype=dtype, threads=1), 8, threads=1, **options)
+        ids = [[3, 1, 4, 100]]
+        got, want = pair.feed("cpu", pair.cache(), ids), pair.feed("torch", pair.cache(), ids)
+        assert low <= apart(pair, got, want) < high
+
+
+def test_a_table_of_a_head_that_has_its_own_is_only_looked_up() -> None:
+    plain = make(tied(head=Head(tied=False)), quantizer=Nearest({"head": 4, "": 8}), threads=1)
+    pair = with_table(plain, 4, threads=1)
+    ids = [[3, 1, 4, 100]]
+    assert apart(pair, pair.feed("cpu", pair.cache(), ids), pair.feed("torch", pair.cache(), ids)) < EXACT
+
+
+def test_a_table_is_read_where_it_lies() -> None:
+    pair = with_table(make(tied(), quantizer=Nearest(8), threads=1), 8, threads=1)
+    assert pair.executor._lowered.nbytes == 0
+    before = pair.feed("cpu", pair.cache(), [[100]])
+    pair.module.embed.codes[6, :, 4] = 0  # of token 100 = 6 * 16 + 4
+    after = pair.feed("cpu", pair.cache(), [[100]])
+    assert apart(pair, after, pair.feed("torch", pair.cache(), [[100]])) < EXACT
+    assert not torch.equal(before, after)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_numbers_of_any_size_are_met_as_float32_whatever_the_count_of_rows(bits: int, isa: str) -> None:
+    """What is met as whole numbers is not rounded more than float32's sums are; and tiles of rows end anywhere."""
+    draw = torch.Generator().manual_seed(5)
+    low, high = (-8, 8) if bits == 4 else (-128, 128)
+    codes = torch.randint(low, high, (24, 96), generator=draw).to(torch.int8)
+    weight = GroupedWeight(bits, 32, codes, (torch.rand(24, 3, generator=draw) + 0.5).half().float())
+    x = torch.randn(15, 96, generator=draw) * torch.logspace(-20, 15, 15)[:, None]
+    x[:, 1::2] *= 1e-3
+    x[3, :32], x[4, 32:64], x[5, 5] = 0.0, 1e-40, 8388607.0  # nothing, subnormal, and all 24 bits
+    x[6, 0] = 16777215.0  # rounded up, and a step more
+    dense = weight.dense().double()
+    for rows in (x[:1], x[:3], x[3:8], x):
+        got, want = one_product(weight, rows, isa, "float32"), rows.double() @ dense.T
+        largest = rows.double().abs().view(-1, 3, 32).amax(dim=2)  # [rows, groups]
+        bound = largest @ dense.abs().view(24, 3, 32).sum(dim=2).T
+        assert ((got - want).abs() <= 3e-7 * bound + 1e-37).all()
+
+
 # Whose memory
 
 
@@ -234,6 +308,16 @@ def test_blocks_that_are_not_what_they_say_are_refused() -> None:
     assert "its scale is not contiguous" in said
     layer._sizes = (6, 64, 96)
     assert "its blocks are of 6 bits and 96 columns" in refused(pair)
+
+
+def test_a_table_that_is_not_the_programs_or_shows_no_blocks_is_refused() -> None:
+    pair = with_table(make(tied(), quantizer=Nearest(8), threads=1), 8, threads=1)
+    blocks = pair.module.embed.blocks
+    pair.module.embed._sizes = (8, 99, 64)
+    assert refused(pair) == "embed is a BlockedTable: its blocks say [99, 64], the program [101, 64]"
+    pair.module.embed = Blocked(blocks, None)  # has blocks, but cannot be looked up
+    assert "1 layers are Blocked (the first is embed)" in refused(pair)
+    assert "the token table's as a BlockedEmbedding" in refused(pair)
 
 
 def test_rounding_is_an_option_of_packed_weights_alone() -> None:
@@ -302,5 +386,5 @@ def test_prompts_that_may_not_be_cut_go_through_torch() -> None:
         pair.feed("cpu", pair.cache(), [[1] * 17])
         assert (pair.executor.native_passes, pair.executor.torch_passes) == (0, 1)
     pair = make(packable(), quantizer=Nearest(8), threads=1)
-    pair.feed("cpu", pair.cache(capacity=300), [[1] * (pair.executor._longest + 1)])
+    pair.feed("cpu", pair.cache(capacity=pair.executor._longest + 1), [[1] * (pair.executor._longest + 1)])
     assert (pair.executor.native_passes, pair.executor.torch_passes) == (0, 1)

@@ -11,7 +11,7 @@ import pluglm_quantizer_native
 import pytest
 import torch
 from pluglm_quantizer_native import rounding
-from pluglm_quantizer_native.linear import NativeLinear, Work
+from pluglm_quantizer_native.linear import NativeEmbedding, NativeLinear, Work
 from pluglm_quantizer_native.settings import VARIANTS
 from torch import Tensor
 
@@ -208,6 +208,61 @@ def test_weights_that_were_packed_in_one_dtype_run_in_the_other(saved: torch.dty
     assert torch.allclose(layer(x.to(compute)).float(), before, rtol=2e-2, atol=1e-1)
 
 
+# The table.
+
+
+def table(variant: str, dtype: str = "float32", rows: int = 101) -> NativeEmbedding:
+    made = build(dtype, variant=variant, options=(("head", "same"),)).quantize_table("embed", random(rows, 96))
+    assert isinstance(made, NativeEmbedding)
+    return made
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_token_is_looked_up_as_its_row(variant: str, dtype: str) -> None:
+    """101 rows do not fill the last block. What is looked up is float32 arithmetic, rounded once."""
+    made, compute = table(variant, dtype), getattr(torch, dtype)
+    rows = made(torch.arange(101))
+    said = made.blocks.grouped()
+    want = said.codes.double() * said.scale.double().repeat_interleave(32, dim=1)
+    if said.offset is not None:
+        want += said.offset.double().repeat_interleave(32, dim=1)
+    assert rows.dtype is compute
+    tolerance = {"float32": 1e-6, "float64": 1e-14, "bfloat16": 2**-8}[dtype]
+    assert torch.allclose(rows.double(), want, rtol=tolerance, atol=tolerance)
+    assert torch.equal(made(torch.tensor(100)), rows[100])
+    assert made(torch.zeros(2, 0, dtype=torch.int64)).shape == (2, 0, 96)
+    assert made(torch.tensor([[3, 100]], dtype=torch.int32)).shape == (1, 2, 96)
+
+
+@pytest.mark.parametrize("token", [-1, -102, 101, 111, 112, 5000])
+def test_tokens_that_the_table_lacks_are_no_rows(token: int) -> None:
+    """The rows that fill the last block, 101 to 111, either."""
+    with pytest.raises(IndexError):
+        table("int8")(torch.tensor([3, token]))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_table_multiplies_some_blocks_at_a_time(variant: str) -> None:
+    made, x, bias = table(variant), random(2, 5, 96, seed=1), random(101, seed=2)
+    want = torch.nn.functional.linear(x, made.grouped().dense(), bias)
+    for at_once in (1, 3 * 16 * 96, 2**18):
+        again = NativeEmbedding(made.blocks, Work(torch.float32, at_once), torch.float32)
+        assert torch.allclose(again.project(x, bias), want, rtol=1e-5, atol=1e-5)
+    assert torch.allclose(made.project(x), want - bias, rtol=1e-5, atol=1e-5)
+    assert repr(table("int4")) == "NativeEmbedding(101, 96, bits=4, offset=False)"
+
+
+def test_a_packed_table_of_another_size_than_the_models_is_refused() -> None:
+    quantizer = build()
+    tensors = quantizer.pack(table("int8"))
+    assert "bias" not in tensors
+    assert quantizer.table_refusal("embed", 96, 103) is None
+    with pytest.raises(CheckpointError, match=r"'embed' does not fit: shape is \(101, 96\), and config.json says"):
+        quantizer.unpack_table("embed", tensors)
+    assert quantizer.table_refusal("embed", 80, 101) == "its 80 columns are no multiple of 32, the size of a group"
+
+
 # Which layer gets what.
 
 
@@ -235,7 +290,23 @@ def test_the_head_and_named_modules_get_what_is_asked(
             else:
                 assert reason is None
                 assert quantizer.quantize(name, random(4, 64), None).bits == bits
+        reason = quantizer.table_refusal("embed", 64, 96)
+        if head is None:
+            assert reason == "the plan keeps embed as it is"
+        else:
+            assert reason is None
+            assert quantizer.quantize_table("embed", random(4, 64)).bits == head
     assert asked.config() == build(config=asked.config()).config()
+
+
+def test_a_table_that_is_the_head_goes_by_both_names_and_the_first_pattern_decides() -> None:
+    """`wte` is no head unless the core asks about it as a table."""
+    plan = {"wt?": "int4", "head": "none"}
+    quantizer = build(options=(("modules", plan),))
+    assert quantizer.table_refusal("embed", 64, 96) == "the plan keeps embed as it is"
+    assert quantizer.table_refusal("wte", 64, 96) is None
+    assert quantizer.quantize_table("wte", random(4, 64)).bits == 4
+    assert build(options=(("modules", {"head": "none"}),)).refusal("wte", 64, 96) is None
 
 
 def test_a_layer_that_groups_do_not_divide_stays_and_says_why() -> None:

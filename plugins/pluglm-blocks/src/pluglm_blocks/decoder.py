@@ -23,6 +23,7 @@ class Decoder(nn.Module):
     Parameters: embed.weight [V, C], embed_positions.weight [P, C], embed_norm.…; layers.<i>.…; norm.…;
     head.weight [V, C] unless tied, head.bias [V].
 
+    A quantizer may put a `BlockedEmbedding` in the place of `embed`, if the head is tied.
     `embeds=embed(ids)` gives what `token_ids=ids` gives: scale, positions and norm come after either.
     """
 

@@ -15,7 +15,7 @@ from pluglm_decoding_blocks.settings import Settings
 from pluglm_decoding_blocks.source import encoder_source
 
 #: Tokens of one call at most, and seconds that it may take: an interrupt waits for its end.
-MOST, SECONDS = 32, 0.5
+MOST, SECONDS = 128, 0.5
 #: The same while somebody reads along.
 MOST_STREAMED, SECONDS_STREAMED = 4, 0.02
 

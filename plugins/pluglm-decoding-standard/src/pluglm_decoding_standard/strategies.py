@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from pluglm_decoding_blocks.ahead import make_ahead
 from pluglm_decoding_blocks.best import most_likely
 from pluglm_decoding_blocks.criteria import call_criteria
 from pluglm_decoding_blocks.draw import draw
@@ -31,6 +32,7 @@ from torch import Tensor
 
 from pluglm.contracts import (
     DecodingRequest,
+    Draw,
     GenerationConfig,
     GenerationOutput,
     LogitsProcessor,
@@ -39,8 +41,18 @@ from pluglm.contracts import (
 )
 from pluglm_decoding_standard.guidance import make_guidance
 
+#: Stages that an executor which chooses tokens has, too.
+_DRAWN = frozenset({"temperature", "top_k", "top_p", "min_p"})
 #: Fields that need a call's whole text or a second pass of the model, neither of which an engine's `select` is given.
 _CALLS_ONLY = GUIDANCE_FIELDS | WATERMARK_FIELDS
+
+
+class _Way(NamedTuple):
+    """How tokens are chosen: here, and, where `ahead` is true, as well by an executor that is told `draw`."""
+
+    choose: Choose
+    ahead: bool
+    draw: Draw | None = None
 
 
 class _Standard:
@@ -107,10 +119,11 @@ class _Standard:
             config, processors, prompt_length=rows.width, mask=rows.mask, device=device, source=encoder_source(model),
             warpers=self._warpers([config], device), guidance=guidance,
         )  # fmt: skip
-        choose = self._chooser(config, rows, process)
+        way = self._way(config, rows, process)
+        ahead = make_ahead(model, feed, settings, criteria, streamer, way.draw) if way.ahead else None
         return Job(
-            settings, rows, settings.limits(rows.lengths), feed, choose, criteria, streamer, self._request.decode,
-            looks_back=not process.idle,
+            settings, rows, settings.limits(rows.lengths), feed, way.choose, criteria, streamer, self._request.decode,
+            looks_back=not process.idle, ahead=ahead,
         )  # fmt: skip
 
     def _check(self, config: GenerationConfig) -> None:
@@ -120,7 +133,7 @@ class _Standard:
         """What reshapes the distribution, of a strategy that draws."""
         return None
 
-    def _chooser(self, config: GenerationConfig, prompt: Prompt, process: Processors) -> Choose:
+    def _way(self, config: GenerationConfig, prompt: Prompt, process: Processors) -> _Way:
         raise NotImplementedError
 
     def _new_rows(self, configs: Sequence[GenerationConfig]) -> bool:
@@ -148,13 +161,13 @@ class Greedy(_Standard):
                 'Name decoding="sampling", or ask for one sequence.',
             )
 
-    def _chooser(self, config: GenerationConfig, prompt: Prompt, process: Processors) -> Choose:
+    def _way(self, config: GenerationConfig, prompt: Prompt, process: Processors) -> _Way:
         def choose(logits: Tensor, sequences: Tensor, _: int) -> tuple[Tensor, Tensor, Tensor]:
             scores, raw = process(sequences, logits)
             best, tokens = most_likely(scores)
             return tokens, known_best(best, raw), scores
 
-        return choose
+        return _Way(choose, ahead=process.idle)
 
     def select(self, logits: Tensor, configs: Sequence[GenerationConfig], seeds: Tensor, positions: Tensor) -> Tensor:
         """One token for each row of an engine's batch; see `TokenSelector`."""
@@ -180,15 +193,20 @@ class Sampling(_Standard):
     def _warpers(self, configs: Sequence[GenerationConfig], device: torch.device) -> Warpers | None:
         return Warpers(configs, device)
 
-    def _chooser(self, config: GenerationConfig, prompt: Prompt, process: Processors) -> Choose:
-        numbers = Uniforms(call_seeds(config.seed, prompt.ids.shape[0], prompt.ids.device))
+    def _way(self, config: GenerationConfig, prompt: Prompt, process: Processors) -> _Way:
+        seeds = call_seeds(config.seed, prompt.ids.shape[0], prompt.ids.device)
+        numbers = Uniforms(seeds)
 
         def choose(logits: Tensor, sequences: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
             scores, raw = process(sequences, logits)
             scores = scores.float()
             return draw(scores, numbers.at(count)), known_best(scores.amax(-1), raw), scores
 
-        return choose
+        told = Draw(
+            tuple(seeds.tolist()), 0, config.temperature or 1.0, config.top_k or 0,
+            1.0 if config.top_p is None else config.top_p, config.min_p or 0.0,
+        )  # fmt: skip
+        return _Way(choose, process.names <= _DRAWN, told)
 
     def select(self, logits: Tensor, configs: Sequence[GenerationConfig], seeds: Tensor, positions: Tensor) -> Tensor:
         """One token for each row of an engine's batch; see `TokenSelector`. seeds: as `rng.row_seeds` gives them."""

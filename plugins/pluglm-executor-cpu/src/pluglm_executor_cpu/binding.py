@@ -59,6 +59,15 @@ class _Geometry:
         storage = k.untyped_storage()
         self._from, self._to = storage.data_ptr(), storage.data_ptr() + storage.nbytes()
 
+    @property
+    def spare(self) -> int:
+        """Cells behind the pass's own that the bound tensors have room for; too few where that cannot be told."""
+        shape, strides, cell = self.k.shape, self.k.stride(), self.k.stride(2)
+        # From the beginning of the first head to that of the next, or to the end.
+        heads = [stride for size, stride in zip(shape[:2], strides[:2], strict=True) if size > 1 and stride > 0]
+        size = min([(self._to - self._from) // self.k.element_size(), *heads])
+        return (size - self.k.storage_offset()) // cell - int(self.group.shift + self.group.length)
+
     def follow(self, cache: Cache, step: Step) -> bool:
         """Note which cells this pass hands out. False: they lie elsewhere now."""
         view: Any = cache.read(self.slot, step)
@@ -98,6 +107,12 @@ class Binding:
         self.groups = (native.Group * len(slots))()
         self._geometries: list[_Geometry] = []
         self._held: list[tuple[Tensor, Tensor]] = []
+        self._spare, self._spare_behind = 0, -1
+
+    @property
+    def num_groups(self) -> int:
+        """How many entries of `groups` are in use."""
+        return len(self._geometries)
 
     @property
     def lengths(self) -> list[int]:
@@ -108,6 +123,20 @@ class Binding:
     def lengths(self, lengths: Sequence[int]) -> None:
         for geometry, length in zip(self._geometries, lengths, strict=True):
             geometry.group.length = length
+
+    def spare(self, length: int) -> int:
+        """Cells that every slot has room for behind the first `length`, without being moved; 0: not known."""
+        return self._spare if length == self._spare_behind else 0
+
+    def measure(self, length: int) -> None:
+        """Have `spare` known. length: cells of the cache that are the last pass's or before it."""
+        self._spare, self._spare_behind = max(0, min(geometry.spare for geometry in self._geometries)), length
+
+    def again(self, cache: Cache, step: Step) -> bool:
+        """Bring the books up to a shorter pass in place of the last one. False: it does not begin where that did."""
+        before = [geometry.group.shift for geometry in self._geometries]
+        same = all(geometry.follow(cache, step) for geometry in self._geometries)
+        return same and before == [geometry.group.shift for geometry in self._geometries]
 
     def follow(self, cache: Cache, step: Step) -> bool:
         """Bring the books up to this pass. False: the cache hands out what the library cannot write in place."""

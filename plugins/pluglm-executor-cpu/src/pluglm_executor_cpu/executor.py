@@ -12,18 +12,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pluglm.contracts import Attention, BlockedLinear, Cache, ExecutorRequest, ForwardInput, ForwardOutput
+from pluglm.contracts import (
+    Attention,
+    Cache,
+    Decoded,
+    DecodeRun,
+    ExecutorRequest,
+    ForwardInput,
+    ForwardOutput,
+)
 from pluglm.contracts.dtypes import torch_dtype
 from pluglm.errors import InputError, PluglmError, UnsupportedRequestError
 from pluglm_executor_cpu import native
 from pluglm_executor_cpu.binding import Binding, writes_in_place
 from pluglm_executor_cpu.lower import Lowered
-from pluglm_executor_cpu.packed_layers import PackedLayer, lay_out, packed_modules
+from pluglm_executor_cpu.packed_layers import BLOCKED, PackedLayer, lay_out, packed_modules
 from pluglm_executor_cpu.refusals import refusals
 from pluglm_executor_cpu.rotations import Rotations
+from pluglm_executor_cpu.runs import Books, positions_of
 
 #: Tokens (rows × tokens) up to which a prompt of packed layers is faster in native slices: measured, see the README.
-_PROMPT = 256
+_PROMPT = 1024
 
 
 def build(request: ExecutorRequest) -> CpuExecutor:
@@ -52,6 +61,7 @@ class CpuExecutor:
 
     Attributes:
         threads, isa, activations: what it runs with. native_passes, torch_passes: how many passes went either way.
+        decoding_s: seconds that the library has spent in runs of several tokens.
     """
 
     name = "cpu"
@@ -66,6 +76,8 @@ class CpuExecutor:
         self.isa: str = options.get("isa", library.isas[-1])
         self.activations: str = options.get("activations", "float32")
         self.native_passes = self.torch_passes = 0
+        self.decoding_s = 0.0
+        self._scores = torch.empty(0)
         self._library, self._program = library, program
         self._module: nn.Module = request.module
         self._forward = request.module.forward
@@ -121,7 +133,7 @@ class CpuExecutor:
         packed = self._packed_modules.values()
         buffers = [b for layer in packed if isinstance(layer, nn.Module) for b in layer.buffers()]
         counts = [0 if t.is_inference() else t._version for t in (*self._parameters, *buffers)]
-        return counts + [layer.blocks.codes.data_ptr() for layer in packed if isinstance(layer, BlockedLinear)]
+        return counts + [layer.blocks.codes.data_ptr() for layer in packed if isinstance(layer, BLOCKED)]
 
     # A pass
 
@@ -162,7 +174,7 @@ class CpuExecutor:
         return output
 
     def _run(self, inputs: ForwardInput) -> ForwardOutput | None:
-        """A pass as native calls of at most MAX_ROWS rows; None: the cache hands out what the library cannot use."""
+        """A pass as native calls of at most SLICE_ROWS rows; None: the cache hands out what the library cannot use."""
         token_ids, positions, cache = inputs.token_ids, inputs.positions, inputs.cache
         assert token_ids is not None
         assert cache is not None
@@ -171,9 +183,7 @@ class CpuExecutor:
         if B * T > native.MAX_ROWS and self._state_of_weights() != self._versions:
             self._pack()
         step = cache.begin(positions, dense=inputs.dense)
-        binding = self._bindings.get(cache)
-        if binding is None:
-            binding = self._bindings[cache] = Binding(self._program.slots, self._sources)
+        binding = self._binding(cache)
         if not binding.follow(cache, step) or step.keys(self._sources[0]).segments is not None:
             return None
         self._rotations.reach(positions, cache.length + T if inputs.dense and cache.dense else None)
@@ -182,13 +192,8 @@ class CpuExecutor:
         keep = min(asked, T) if asked else T
         logits = torch.empty((B, keep, self._vocab), dtype=self._dtype, device="cpu")
 
-        call = self._pass
-        call.B = B
-        call.slots, call.groups = addressof(binding.slots), addressof(binding.groups)
-        call.rotations = addressof(self._rotations.array)
-        if os.getpid() != self._process:
-            self._start()
-        if B * T <= native.MAX_ROWS:
+        self._point(binding, B)
+        if B * T <= native.SLICE_ROWS:
             self._call(token_ids, positions, logits)
         else:
             self._slices(token_ids, positions, logits, binding)
@@ -196,10 +201,26 @@ class CpuExecutor:
         self.native_passes += 1
         return ForwardOutput(logits)
 
+    def _binding(self, cache: Cache) -> Binding:
+        """The books of a cache; new ones for one that is seen for the first time."""
+        binding = self._bindings.get(cache)
+        if binding is None:
+            binding = self._bindings[cache] = Binding(self._program.slots, self._sources)
+        return binding
+
+    def _point(self, binding: Binding, rows: int) -> None:
+        """Tell the library where the cache and the rotations lie, and have threads to run it."""
+        call = self._pass
+        call.B = rows
+        call.slots, call.groups = addressof(binding.slots), addressof(binding.groups)
+        call.rotations = addressof(self._rotations.array)
+        if os.getpid() != self._process:
+            self._start()
+
     def _slices(self, token_ids: Tensor, positions: Tensor, logits: Tensor, binding: Binding) -> None:
         """All tokens of a prompt, some at a time, in one pass of the cache: a slice sees the cells up to its own."""
         B, T = token_ids.shape
-        size, first = native.MAX_ROWS // B, T - logits.shape[1]  # first: token whose logits are kept
+        size, first = native.SLICE_ROWS // B, T - logits.shape[1]  # first: token whose logits are kept
         lengths = binding.lengths
         for i in range(0, T, size):
             j = min(i + size, T)
@@ -221,6 +242,51 @@ class CpuExecutor:
         failed = self._library.step(self._worker, *self._arguments)
         if failed:
             raise self._failure(failed, token_ids, positions)
+
+    # Several tokens
+
+    def decode(self, run: DecodeRun) -> Decoded | None:
+        """Up to `run.count` tokens of each row in one native call; see `DecodesAhead.decode`."""
+        rows = run.token_ids.shape[0]
+        differentiated = torch.is_grad_enabled() and any(p.requires_grad for p in self._parameters)
+        if rows > native.MAX_ROWS or not self._rotations.by_position or run.cache.batch_size != rows or differentiated:
+            return None
+        with self._lock:
+            return self._decode(run, rows)
+
+    def _decode(self, run: DecodeRun, rows: int) -> Decoded | None:
+        """As `decode`, in one pass of the cache, which holds as many cells of it in the end as tokens were fed.
+
+        A cache that must move what it stores does so for the first token alone, as it would token by token: layouts
+        exist in which later tokens would read other numbers if it did so sooner.
+        """
+        cache, binding = run.cache, self._binding(run.cache)
+        count = max(1, min(run.count, binding.spare(cache.length)))
+        positions, dense = positions_of(run, count)
+        step = cache.begin(positions, dense=dense)
+        if not binding.follow(cache, step) or step.keys(self._sources[0]).segments is not None:
+            return None
+        binding.measure(cache.length + count)
+        self._rotations.reach(positions, cache.length + count if dense else None)
+        self._point(binding, rows)
+        if self._scores.shape[0] != rows:
+            self._scores = torch.empty((rows, self._vocab), dtype=self._dtype, device="cpu")
+        books, call = Books(run, count, binding.num_groups), self._pass
+        call.positions, (row, call.positions_column) = positions.data_ptr(), positions.stride()
+        call.positions_row = row if positions.shape[0] > 1 else 0
+        call.logits = self._scores.data_ptr()
+        if failed := self._library.decode(self._worker, *self._arguments, books.address):
+            raise self._failure(failed, run.token_ids, positions[:, :1])
+        made, fed = books.run.made, books.run.fed
+        if fed < count:
+            step = cache.begin(positions[:, :fed], dense=dense)
+            if not binding.again(cache, step):
+                return None
+            binding.measure(cache.length + fed)
+        cache.commit(step)
+        self.native_passes += fed
+        self.decoding_s += books.run.seconds
+        return Decoded(books.tokens[:, 1 : made + 1], self._scores.clone() if fed > made else None)
 
     def _failure(self, code: int, token_ids: Tensor, positions: Tensor) -> PluglmError:
         if code == native.BAD_TOKEN:

@@ -13,10 +13,10 @@ from ctypes import addressof
 import torch
 from torch import Tensor, nn
 
-from pluglm.contracts import Attention, DecoderProgram, FeedForward, Norm, Part, Rope, SharedSlot
+from pluglm.contracts import Attention, DecoderProgram, Experts, FeedForward, Norm, Part, Rope, SharedSlot
 from pluglm.contracts.program import Branch
 from pluglm_executor_cpu import native
-from pluglm_executor_cpu.packed_layers import PackedLayer
+from pluglm_executor_cpu.packed_layers import EMBED, PackedLayer
 
 
 def padded(size: int) -> int:
@@ -25,10 +25,10 @@ def padded(size: int) -> int:
 
 
 class Buffer:
-    """[MAX_ROWS, padded(size)] floats, zero until written; the last ones of a row always."""
+    """[SLICE_ROWS, padded(size)] floats, zero until written; the last ones of a row always."""
 
     def __init__(self, size: int) -> None:
-        self.tensor = torch.zeros(native.MAX_ROWS, padded(size), dtype=torch.float32, device="cpu")
+        self.tensor = torch.zeros(native.SLICE_ROWS, padded(size), dtype=torch.float32, device="cpu")
         self.pointer, self.row = self.tensor.data_ptr(), self.tensor.shape[1]
 
 
@@ -85,7 +85,7 @@ class Lowered:
         matrices, op.rows = [], 0
         for name, bias in biases.items():
             packed = self._packed.get(name)
-            matrix = self._plain(name, bias) if packed is None else self._blocks(packed)
+            matrix = self._plain(name, bias) if packed is None else self._blocks(packed, bias)
             matrix.at = op.rows
             op.rows += matrix.rows
             op.columns = max(op.columns, matrix.columns)
@@ -98,24 +98,29 @@ class Lowered:
 
     def _plain(self, name: str, bias: str | None) -> native.Matrix:
         """A plain weight, packed into blocks of its own."""
-        weight = self._parameters[f"{name}.weight"].detach()
+        given = None if bias is None else self._bias(self._float(bias))
+        return self._plain_matrix(self._parameters[f"{name}.weight"].detach(), given)
+
+    def _plain_matrix(self, weight: Tensor, bias: int | None) -> native.Matrix:
+        """A plain weight [rows, columns], packed into blocks of its own. bias: where it lies."""
         weight = weight if weight.stride(1) == 1 else weight.contiguous()
         rows, columns = weight.shape
         filled = -(-columns // 8) * 8
         out = torch.empty(padded(rows) * filled, dtype=self.dtype, device="cpu")
         self.library.pack(weight, out)
         self.nbytes += out.nbytes
-        given = None if bias is None else self._bias(self._float(bias))
-        return native.Matrix(self._hold(out), None, None, given, self._number(self.dtype), rows, filled, 0)
+        return native.Matrix(self._hold(out), None, None, bias, self._number(self.dtype), rows, filled, 0)
 
-    def _blocks(self, layer: PackedLayer) -> native.Matrix:
-        """A quantizer's weight, where it lies."""
-        blocks, offset = layer.blocks, layer.blocks.offset
+    def _blocks(self, layer: PackedLayer, bias: str | None) -> native.Matrix:
+        """A quantizer's weight, where it lies. bias: a parameter that counts if the layer has none (a tied head's)."""
+        blocks, offset, shift = layer.blocks, layer.blocks.offset, layer.bias
+        if shift is None and bias in self._parameters:
+            shift = self._float(bias)
         if not layer.shared:
             self.nbytes += sum(t.nbytes for t in (blocks.codes, blocks.scale, offset) if t is not None)
         return native.Matrix(
             self._hold(blocks.codes), self._hold(blocks.scale), None if offset is None else self._hold(offset),
-            None if layer.bias is None else self._bias(layer.bias),
+            None if shift is None else self._bias(shift),
             native.PACKED_FORMS[blocks.bits], blocks.rows, blocks.columns, 0,
         )  # fmt: skip
 
@@ -160,9 +165,13 @@ class Lowered:
     def _embed(self) -> None:
         embedding = self.program.embedding
         op = self._op(native.EMBED, None, self._x)
-        table = self._parameters["embed.weight"].detach().contiguous()
-        op.weight, op.dtype = self._hold(table), self._number(table.dtype)
-        op.rows, op.columns = table.shape
+        op.dtype = self._number(self.dtype)
+        if EMBED in self._packed:
+            self._matrices(op, {EMBED: None})
+        else:
+            table = self._parameters[f"{EMBED}.weight"].detach().contiguous()
+            op.weight = self._hold(table)
+            op.rows, op.columns = table.shape
         op.scale = float(torch.tensor(embedding.scale, dtype=self.dtype, device="cpu"))  # as the torch module rounds it
         if embedding.learned_positions is not None:
             learned = self._parameters["embed_positions.weight"].detach().contiguous()
@@ -195,6 +204,8 @@ class Lowered:
         name = f"{place}{part.name}"
         if isinstance(part.op, Attention):
             self._attention(part.op, name, norm, to, scale, adds)
+        elif isinstance(part.op, Experts):
+            self._experts(part.op, name, norm, to, scale, adds)
         else:
             assert isinstance(part.op, FeedForward)  # `refusals` has looked
             self._feed_forward(part.op, name, norm, to, scale, adds)
@@ -240,25 +251,81 @@ class Lowered:
 
         self._project(o, to, f"{name}.o", H * Dv, op.o_bias, scale, adds)
 
-    def _project(self, src: Buffer, to: Buffer, name: str, size: int, bias: bool, scale: float, adds: bool) -> None:
+    def _project(
+        self, src: Buffer, to: Buffer, name: str, size: int, bias: bool, scale: float, adds: bool
+    ) -> native.Op:
         """Back to the residual: to (+)= scale * (src @ W.T + b)."""
         op = self._op(native.LINEAR, src, to, self._norm(None, "", size=size))
         self._matrices(op, {name: f"{name}.bias" if bias else None})
         op.scale, op.add = scale, adds
+        return op
 
     def _feed_forward(
         self, op: FeedForward, name: str, norm: native.Norm, to: Buffer, scale: float, adds: bool
     ) -> None:
-        F = op.intermediate_size
-        h = self._buffer("h", F)
+        h = self._inner(op, name, norm)
+        self._project(h, to, f"{name}.down", op.intermediate_size, op.bias, scale * op.down_scale, adds)
+
+    def _inner(self, op: FeedForward, name: str, norm: native.Norm) -> Buffer:
+        """act(gate) * up, or act(up)."""
+        h = self._buffer("h", op.intermediate_size)
         into = self._op(native.GATED if op.gated else native.LINEAR, self._x, h, norm)
         names = ["gate", "up"] if op.gated else ["up"]
         self._matrices(into, {f"{name}.{n}": f"{name}.{n}.bias" if op.bias else None for n in names})
         into.activation, into.gate_scale = native.ACTIVATIONS[op.activation], op.gate_scale
-        self._project(h, to, f"{name}.down", F, op.bias, scale * op.down_scale, adds)
+        return h
+
+    def _experts(self, op: Experts, name: str, norm: native.Norm, to: Buffer, scale: float, adds: bool) -> None:
+        """The router, the choice, the chosen experts' two products; then the shared expert, perhaps behind a gate."""
+        E, F, k, expert = op.num_experts, op.expert.intermediate_size, op.top_k, op.expert
+        logits, h = self._buffer("router", E), self._buffer(f"experts of {F}", k * padded(F))
+        router = self._op(native.LINEAR, self._x, logits, norm)
+        self._matrices(router, {f"{name}.router": f"{name}.router.bias" if op.router_bias else None})
+        weights = torch.zeros(native.SLICE_ROWS, k, dtype=torch.float32, device="cpu")
+        chosen = torch.zeros(native.SLICE_ROWS, k, dtype=torch.int64, device="cpu")
+        shared = native.Experts(
+            E, k, native.SCORINGS[op.scoring], op.normalise, op.num_groups, op.top_k_groups, expert.gated, padded(F),
+            op.scale, op.clamp or 0.0, op.alpha,
+            self._hold(self._float(f"{name}.router.correction_bias")) if op.correction_bias else None,
+            self._hold(weights), self._hold(chosen),
+        )  # fmt: skip
+        self._arrays.append(shared)
+        choose = self._op(native.CHOOSE, logits, None)
+        into = self._op(native.EXPERTS_IN, self._x, h, norm)
+        into.activation, into.gate_scale = native.ACTIVATIONS[expert.activation], expert.gate_scale
+        self._stack(into, [f"{name}.up", f"{name}.gate"] if expert.gated else [f"{name}.up"])
+        gate = self._buffer("shared gate", 1) if op.shared_gate else None
+        if gate is not None:
+            self._matrices(self._op(native.LINEAR, self._x, gate, norm), {f"{name}.shared_gate": None})
+        dense = None if op.shared is None else self._inner(op.shared, f"{name}.shared", norm)
+        out = self._op(native.EXPERTS_OUT, h, to)  # `to` may be x: whatever reads x comes before
+        self._stack(out, [f"{name}.down"])
+        out.scale, out.add = scale * expert.down_scale, adds
+        for each in (choose, into, out):
+            each.experts = addressof(shared)
+        if op.shared is not None:
+            assert dense is not None
+            size, factor = op.shared.intermediate_size, scale * op.shared.down_scale
+            last = self._project(dense, to, f"{name}.shared.down", size, op.shared.bias, factor, True)
+            if gate is not None:
+                last.gates, last.gates_row = gate.pointer, gate.row
+
+    def _stack(self, op: native.Op, names: list[str]) -> None:
+        """Give an operation all experts' weights, name after name."""
+        matrices = []
+        for name in names:
+            weight, bias = self._parameters[f"{name}.weight"].detach(), self._parameters.get(f"{name}.bias")
+            for e in range(len(weight)):
+                given = None if bias is None else self._bias(bias.detach()[e].float())
+                matrices.append(self._plain_matrix(weight[e], given))
+        op.columns = matrices[0].columns
+        self._widest = max(self._widest, padded(op.columns))
+        array = (native.Matrix * len(matrices))(*matrices)
+        self._arrays.append(array)
+        op.matrices, op.num_matrices = addressof(array), len(matrices)
 
     def _logits(self) -> None:
         head = self.program.head
         op = self._op(native.LOGITS, self._x, None, self._norm(self.program.final_norm, "norm"))
-        self._matrices(op, {"embed" if head.tied else "head": "head.bias" if head.bias else None})
+        self._matrices(op, {EMBED if head.tied else "head": "head.bias" if head.bias else None})
         op.scale, op.softcap = head.scale, head.softcap or 0.0

@@ -18,12 +18,18 @@ MISSING = (
 DTYPES = {"float32": 0, "bfloat16": 1}
 #: How a matrix of whole numbers of so many bits is laid out; one of plain numbers has its dtype's number.
 PACKED_FORMS = {8: 2, 4: 3}
-ISAS = {"portable": 0, "avx2": 1, "avx512": 2}
+#: By number: of two that a machine has, the later is the better one.
+ISAS = {"portable": 0, "avx2": 1, "avxvnni": 2, "avx512": 3, "avx512vnni": 4}
 ACTIVATIONS = {"silu": 1, "gelu": 2, "gelu_tanh": 3, "relu": 4, "relu2": 5, "quick_gelu": 6}
 NORMS = {"rms": 1, "layer": 2}
-EMBED, NORMALISE, LINEAR, GATED, HEADS, ATTEND, LOGITS = range(7)
-#: Most rows (B·T) of one pass.
+SCORINGS = {"softmax": 0, "softmax_topk": 1, "sigmoid": 2}
+EMBED, NORMALISE, LINEAR, GATED, HEADS, ATTEND, LOGITS, CHOOSE, EXPERTS_IN, EXPERTS_OUT = range(10)
+#: Most rows (B·T) of a pass that is no prompt.
 MAX_ROWS = 16
+#: Most rows of one call: prompts are cut into slices of so many. abi.h calls it MAX_ROWS.
+SLICE_ROWS = 32
+#: Most experts of one mixture.
+MOST_EXPERTS = 1024
 BAD_TOKEN, BAD_POSITION, NO_MEMORY = 1, 2, 3
 
 _KINDS = {"p": c_void_p, "i": c_int64, "f": c_double}
@@ -46,6 +52,15 @@ class Matrix(Structure):
     _fields_ = _fields("p numbers scale offset bias", "i form rows columns at")
 
 
+class Experts(Structure):
+    """A mixture: how experts are chosen, and where it is written which."""
+
+    _fields_ = _fields(
+        "i count top_k scoring normalise num_groups top_k_groups gated inner", "f scale clamp alpha",
+        "p correction weights chosen",
+    )  # fmt: skip
+
+
 class Op(Structure):
     """One operation on rows of float32."""
 
@@ -57,7 +72,8 @@ class Op(Structure):
             "p positions_table", "i positions_rows position_offset slot num_heads num_kv_heads head_dim v_head_dim",
             "i appends norm_all rotation interleaved",
         ),
-        ("q_norm", Norm), ("k_norm", Norm), *_fields("p sinks slopes", "i causal window chunk"),
+        ("q_norm", Norm), ("k_norm", Norm),
+        *_fields("p sinks slopes", "i causal window chunk", "p gates", "i gates_row", "p experts"),
     ]  # fmt: skip
 
 
@@ -94,6 +110,15 @@ class Pass(Structure):
     )  # fmt: skip
 
 
+class Run(Structure):
+    """Several tokens of every row, and what has become of them."""
+
+    _fields_ = _fields(
+        "i count", "p tokens ended", "i pad", "p ends", "i num_ends num_groups", "p seeds", "i first", "f temperature",
+        "i top_k", "f tail share", "i made fed", "f seconds",
+    )  # fmt: skip
+
+
 @functools.cache
 def library() -> Library | None:
     """The library of this installation; None if it was built without, or lies there from another version."""
@@ -107,18 +132,19 @@ def library() -> Library | None:
 
 
 def _sizes() -> int:
+    structs = (Norm, Matrix, Experts, Op, Plan, Slot, Group, Rotation, Pass, Run)
     total = 0
-    for struct in (Norm, Matrix, Op, Plan, Slot, Group, Rotation, Pass):
-        total = (total * 1009 + sizeof(struct)) % 2**53
+    for size in (*map(sizeof, structs), SLICE_ROWS):
+        total = (total * 1009 + size) % 2**53
     return total
 
 
 class Library:
-    """Its functions. `step` releases the interpreter lock."""
+    """Its functions. `step` and `decode` release the interpreter lock."""
 
     def __init__(self, loaded: ctypes.CDLL) -> None:
-        loaded.pluglm_cpu_best_isa.restype = c_int64
-        self.best = int(loaded.pluglm_cpu_best_isa())
+        loaded.pluglm_cpu_isas.restype = c_int64
+        self._isas = int(loaded.pluglm_cpu_isas())
         self._pack = loaded.pluglm_cpu_pack
         self._pack.argtypes = (c_void_p, c_int64, c_int64, c_int64, c_int64, c_void_p)
         self._pack.restype = None
@@ -126,11 +152,13 @@ class Library:
         self.start.argtypes, self.start.restype = (c_int64,), c_void_p
         self.stop.argtypes, self.stop.restype = (c_void_p,), None
         self.step.argtypes, self.step.restype = (c_void_p, c_void_p, c_void_p), c_int64
+        self.decode = loaded.pluglm_cpu_decode
+        self.decode.argtypes, self.decode.restype = (c_void_p, c_void_p, c_void_p, c_void_p), c_int64
 
     @property
     def isas(self) -> list[str]:
         """Instruction sets that this machine has and the library has code for, plainest first."""
-        return [name for name, number in ISAS.items() if number <= self.best]
+        return [name for name, number in ISAS.items() if self._isas >> number & 1]
 
     def pack(self, weight: Tensor, out: Tensor) -> None:
         """Lay out weight [rows, columns] as the blocks of `out`; see kernels.h."""

@@ -8,8 +8,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pluglm.contracts import Attention, BlockedLinear, DecoderProgram, FeedForward, GroupedLinear, RowBlocks
+from pluglm.contracts import (
+    Attention,
+    BlockedEmbedding,
+    BlockedLinear,
+    DecoderProgram,
+    Experts,
+    FeedForward,
+    GroupedLinear,
+    RowBlocks,
+)
 from pluglm.contracts.packed import BLOCK_GROUP, BLOCK_ROWS, unfit
+
+#: The token table's name in the module.
+EMBED = "embed"
+#: What hands out the tensors that it multiplies by itself.
+BLOCKED = (BlockedLinear, BlockedEmbedding)
 
 
 @dataclass(frozen=True)
@@ -22,8 +36,9 @@ class PackedLayer:
 
 
 def linear_sizes(program: DecoderProgram) -> dict[str, tuple[int, int]]:
-    """(out, in) of every linear layer that the library multiplies, by its name in the module."""
-    C, sizes = program.embedding.hidden_size, {}
+    """(out, in) of every linear layer that the library multiplies, and of the token table, by name in the module."""
+    C = program.embedding.hidden_size
+    sizes = {EMBED: (program.embedding.vocab_size, C)}
     for i, layer in enumerate(program.layers):
         for part in (part for branch in layer.branches for part in branch.parts):
             name, op = f"layers.{i}.{part.name}", part.op
@@ -34,28 +49,38 @@ def linear_sizes(program: DecoderProgram) -> dict[str, tuple[int, int]]:
                 sizes[f"{name}.v"] = (spec.num_kv_heads * spec.v_head_dim, C)
                 sizes[f"{name}.o"] = (C, spec.num_heads * spec.v_head_dim)
             elif isinstance(op, FeedForward):
-                sizes[f"{name}.gate"] = sizes[f"{name}.up"] = (op.intermediate_size, C)
-                sizes[f"{name}.down"] = (C, op.intermediate_size)
+                sizes |= _feed_forward_sizes(op, name)
+            elif isinstance(op, Experts) and op.shared is not None:
+                sizes |= _feed_forward_sizes(op.shared, f"{name}.shared")
     return sizes if program.head.tied else sizes | {"head": (program.embedding.vocab_size, C)}
 
 
-def packed_modules(module: nn.Module, program: DecoderProgram) -> dict[str, GroupedLinear]:
-    """The layers in a linear layer's place whose weight can be taken over, by name."""
+def _feed_forward_sizes(op: FeedForward, name: str) -> dict[str, tuple[int, int]]:
+    C, F = op.hidden_size, op.intermediate_size
+    return {f"{name}.gate": (F, C), f"{name}.up": (F, C), f"{name}.down": (C, F)}
+
+
+def packed_modules(module: nn.Module, program: DecoderProgram) -> dict[str, GroupedLinear | BlockedEmbedding]:
+    """The layers in a linear layer's or the table's place whose weight can be taken over, by name."""
     sizes = linear_sizes(program)
     return {
         name: child
         for name, child in module.named_modules()
-        if name in sizes and not isinstance(child, nn.Linear) and isinstance(child, GroupedLinear)
+        if name in sizes
+        and not isinstance(child, nn.Linear)
+        and isinstance(child, BlockedEmbedding if name == EMBED else GroupedLinear)
     }
 
 
-def lay_out(layers: Mapping[str, GroupedLinear], program: DecoderProgram) -> tuple[dict[str, PackedLayer], list[str]]:
+def lay_out(
+    layers: Mapping[str, GroupedLinear | BlockedEmbedding], program: DecoderProgram
+) -> tuple[dict[str, PackedLayer], list[str]]:
     """Each layer as blocks, and why some cannot be."""
     sizes, found, reasons = linear_sizes(program), {}, []
     with torch.inference_mode(False), torch.no_grad():
         for name, layer in layers.items():
-            shared = isinstance(layer, BlockedLinear)
-            if isinstance(layer, BlockedLinear):
+            shared = isinstance(layer, BLOCKED)
+            if isinstance(layer, BLOCKED):
                 blocks = layer.blocks
             else:
                 weight = layer.grouped()
@@ -66,7 +91,7 @@ def lay_out(layers: Mapping[str, GroupedLinear], program: DecoderProgram) -> tup
                 blocks = RowBlocks.of(weight)
             wrong = list(_wrong(blocks, sizes[name]))
             reasons += [f"{name} is a {type(layer).__name__}: {reason}" for reason in wrong]
-            bias = layer.grouped_bias()
+            bias = layer.grouped_bias() if isinstance(layer, GroupedLinear) else None
             if not wrong:
                 found[name] = PackedLayer(blocks, None if bias is None else bias.detach().float().contiguous(), shared)
     return found, reasons

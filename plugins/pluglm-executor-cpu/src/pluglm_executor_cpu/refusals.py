@@ -9,7 +9,7 @@ import torch
 from pluglm_blocks import Decoder
 from torch import nn
 
-from pluglm.contracts import Attention, ExecutorRequest, FeedForward
+from pluglm.contracts import Attention, ExecutorRequest, Experts, FeedForward
 from pluglm.contracts.program import PROGRAM_VERSION, Op
 from pluglm_executor_cpu import native
 from pluglm_executor_cpu.packed_layers import packed_modules
@@ -80,14 +80,16 @@ def _weights(module: nn.Module, dtype: str, packed: tuple[str, ...]) -> Iterator
     for kind, names in replaced.items():
         yield (
             f"{len(names)} layers are {kind} (the first is {names[0]}): it multiplies plain weights, and packed ones "
-            "that a linear layer's successor shows as a GroupedLinear or BlockedLinear does"
+            "that a linear layer's successor shows as a GroupedLinear or BlockedLinear does, the token table's as a "
+            "BlockedEmbedding"
         )
     for name, parameter in module.named_parameters():
         if name.startswith(within):
             continue
         own = type(parameter) in (nn.Parameter, torch.Tensor) and parameter.layout is torch.strided
-        if not own or str(parameter.dtype).removeprefix("torch.") != dtype or parameter.device.type != "cpu":
-            yield f"{name} is {_described(parameter)}, not a plain {dtype} tensor on the CPU"
+        wanted = "float32" if name.endswith(".router.correction_bias") else dtype  # whatever the model's dtype
+        if not own or str(parameter.dtype).removeprefix("torch.") != wanted or parameter.device.type != "cpu":
+            yield f"{name} is {_described(parameter)}, not a plain {wanted} tensor on the CPU"
             return
 
 
@@ -102,6 +104,15 @@ def _op(op: Op) -> Iterator[str]:
     if isinstance(op, FeedForward):
         if op.activation not in native.ACTIVATIONS:
             yield f"it has no activation {op.activation!r}"
+        return
+    if isinstance(op, Experts):
+        yield from _op(op.expert)
+        if op.shared is not None:
+            yield from _op(op.shared)
+        if op.scoring not in native.SCORINGS:
+            yield f"it has no scoring {op.scoring!r}"
+        if op.num_experts > native.MOST_EXPERTS:
+            yield f"it has room for {native.MOST_EXPERTS} experts, not for {op.num_experts}"
         return
     if not isinstance(op, Attention):
         yield f"it does not compute {op.op.replace('_', ' ')}"

@@ -1,4 +1,4 @@
-"""Linear layers into `NativeLinear` and its tensors into files and back."""
+"""Linear layers into `NativeLinear`, tied tables into `NativeEmbedding`, and their tensors into files and back."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from pluglm import CheckpointError
 from pluglm.contracts import RowBlocks
 from pluglm.contracts.packed import BLOCK_GROUP, BLOCK_ROWS
-from pluglm_quantizer_native.linear import NativeLinear, Work
+from pluglm_quantizer_native.linear import NativeEmbedding, NativeLinear, Work
 from pluglm_quantizer_native.rounding import rounded
-from pluglm_quantizer_native.settings import NONE, VARIANTS, Settings, Variant
+from pluglm_quantizer_native.settings import HEAD, NONE, VARIANTS, Settings, Variant
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 class NativeQuantizer:
-    """See `pluglm.contracts.Quantizer`."""
+    """See `pluglm.contracts.TableQuantizer`."""
 
     name = "native"
 
@@ -28,34 +28,48 @@ class NativeQuantizer:
         self._dtype: torch.dtype = getattr(torch, dtype)
         self._work = Work.on(device, self._dtype)
         self._sizes: dict[str, tuple[int, int]] = {}  # (out, in) of the layers that the core has asked about
+        self._tables: set[str] = set()
         self.bits = VARIANTS[settings.variant].bits_per_weight
 
     def refusal(self, name: str, in_features: int, out_features: int) -> str | None:
         """Layers whose `in` is not made of groups stay plain, and those that the settings leave out."""
         self._sizes[name] = (out_features, in_features)
-        if self._settings.variant_of(name) == NONE:
+        if self._settings.variant_of(*self._names(name)) == NONE:
             return f"the plan keeps {name} as it is"
         if in_features % BLOCK_GROUP:
             return f"its {in_features} columns are no multiple of {BLOCK_GROUP}, the size of a group"
         return None
 
+    def table_refusal(self, name: str, columns: int, rows: int) -> str | None:
+        """As `refusal`; the settings speak of the table as `head`, too."""
+        self._tables.add(name)
+        return self.refusal(name, columns, rows)
+
     def quantize(self, name: str, weight: Tensor, bias: Tensor | None) -> nn.Module:
         """weight: [out, in]; bias: [out] or None. Raises: CheckpointError for weights that have no such form."""
+        if bias is not None:
+            self._biased.add(name)
+        return NativeLinear(self._blocks(name, weight), bias, self._work)
+
+    def quantize_table(self, name: str, weight: Tensor) -> nn.Module:
+        """weight: [V, C]. Raises: CheckpointError for weights that have no such form."""
+        self._tables.add(name)
+        return NativeEmbedding(self._blocks(name, weight), self._work, self._dtype)
+
+    def _blocks(self, name: str, weight: Tensor) -> RowBlocks:
         variant, settings = self._variant(name), self._settings
         grouped = rounded(
             name, weight, bits=variant.bits, has_offset=variant.has_offset, rounding=settings.rounding,
             weighting=settings.weighting,
         )  # fmt: skip
-        if bias is not None:
-            self._biased.add(name)
-        return NativeLinear(RowBlocks.of(grouped), bias, self._work)
+        return RowBlocks.of(grouped)
 
     def pack(self, module: nn.Module) -> dict[str, Tensor]:
         """codes, scale and offset of `pluglm.contracts.RowBlocks`, shape int32 [2]: (out, in), and bias."""
-        assert isinstance(module, NativeLinear)
+        assert isinstance(module, (NativeLinear, NativeEmbedding))
         shape = torch.tensor([module.rows, module.columns], dtype=torch.int32)
         tensors = {"codes": module.codes, "scale": module.scale, "shape": shape}
-        optional = {"offset": module.offset, "bias": module.bias}
+        optional = {"offset": module.offset, "bias": module.bias if isinstance(module, NativeLinear) else None}
         return tensors | {name: tensor for name, tensor in optional.items() if tensor is not None}
 
     def tensor_names(self, name: str) -> tuple[str, ...]:
@@ -65,18 +79,29 @@ class NativeQuantizer:
 
     def unpack(self, name: str, tensors: Mapping[str, Tensor]) -> nn.Module:
         """The layer that `pack` was given. The tensors are kept as they are, mapped from a file as they may be."""
+        bias = tensors.get("bias")
+        return NativeLinear(self._read(name, tensors), None if bias is None else bias.to(self._dtype), self._work)
+
+    def unpack_table(self, name: str, tensors: Mapping[str, Tensor]) -> nn.Module:
+        """The table that `pack` was given; its tensors are kept as they are, too."""
+        self._tables.add(name)
+        return NativeEmbedding(self._read(name, tensors), self._work, self._dtype)
+
+    def _read(self, name: str, tensors: Mapping[str, Tensor]) -> RowBlocks:
         variant = self._variant(name)
         rows, columns = self._check(name, tensors, variant)
-        bias = tensors.get("bias")
-        blocks = RowBlocks(variant.bits, rows, columns, tensors["codes"], tensors["scale"], tensors.get("offset"))
-        return NativeLinear(blocks, None if bias is None else bias.to(self._dtype), self._work)
+        return RowBlocks(variant.bits, rows, columns, tensors["codes"], tensors["scale"], tensors.get("offset"))
 
     def config(self) -> dict[str, Any]:
         """Written beside packed weights, and read back by `settings.read`."""
         return self._settings.to_config(self._biased)
 
     def _variant(self, name: str) -> Variant:
-        return VARIANTS[self._settings.variant_of(name)]
+        return VARIANTS[self._settings.variant_of(*self._names(name))]
+
+    def _names(self, name: str) -> tuple[str, ...]:
+        """What the settings may call a layer or table."""
+        return (name, HEAD) if name in self._tables else (name,)
 
     def _check(self, name: str, tensors: Mapping[str, Tensor], variant: Variant) -> tuple[int, int]:
         """(out, in). Raises CheckpointError unless every tensor is of the shape and dtype that `pack` gives."""

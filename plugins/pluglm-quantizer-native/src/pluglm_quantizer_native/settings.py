@@ -15,6 +15,7 @@ from pluglm_quantizer_native.rounding import Rounding, Weighting
 #: Of the packed form. A later one is refused.
 VERSION = 1
 NONE = "none"
+HEAD = "head"
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 ROUNDINGS: tuple[str, ...] = get_args(Rounding)
 WEIGHTINGS: tuple[str, ...] = get_args(Weighting)
@@ -47,7 +48,7 @@ class Settings:
 
     Attributes:
         variant: a name of `VARIANTS`, for all layers of which nothing else is said.
-        head: the same or "none", for the layer called `head`.
+        head: the same or "none", for the layer called `head`, and for the token table that is the head.
         modules: (pattern, variant or "none"); the first pattern that fits a layer's name decides, before `head`.
         rounding, weighting: see `pluglm_quantizer_native.rounding.rounded`.
         biased: layers that have a bias, as a packed checkpoint lists them.
@@ -60,12 +61,12 @@ class Settings:
     weighting: Weighting = "magnitude"
     biased: frozenset[str] = frozenset()
 
-    def variant_of(self, name: str) -> str:
-        """The variant of one layer, or "none"."""
+    def variant_of(self, *names: str) -> str:
+        """The variant of one layer, or "none". names: all that it goes by; a table that is the head has two."""
         for pattern, variant in self.modules:
-            if fnmatchcase(name, pattern):
+            if any(fnmatchcase(name, pattern) for name in names):
                 return variant
-        return self.head if name == "head" else self.variant
+        return self.head if HEAD in names else self.variant
 
     def to_config(self, biased: set[str]) -> dict[str, Any]:
         """The `quantization_config` that `read` understands."""

@@ -12,6 +12,7 @@ enum Dtype : i64 { FLOAT32 = 0, BFLOAT16 = 1 };
 enum Form : i64 { PLAIN_FLOAT32 = 0, PLAIN_BFLOAT16 = 1, EIGHT_BITS = 2, FOUR_BITS = 3 };
 enum NormKind : i64 { NO_NORM = 0, RMS = 1, LAYER = 2 };
 enum Activation : i64 { NONE = 0, SILU, GELU, GELU_TANH, RELU, RELU2, QUICK_GELU };
+enum Scoring : i64 { SOFTMAX = 0, SOFTMAX_TOP_K = 1, SIGMOID = 2 };
 enum OpKind : i64 {
     EMBED = 0,   // dst = scale * table[id] + positions_table[position + offset]
     NORMALISE,   // dst (+)= scale * norm(src), whole rows
@@ -20,6 +21,9 @@ enum OpKind : i64 {
     HEADS,       // src = projected (q, k, v): norm and rotate the heads; q to dst, k and v to the cache
     ATTEND,      // dst = attention of src = q over the keys and values of a slot
     LOGITS,      // logits = softcap(scale * (norm(src) @ W.T + bias)) of the kept rows
+    CHOOSE,      // src = the router's outputs: weights and experts of each row
+    EXPERTS_IN,  // dst = each chosen expert's act(gate) * up, or act(up), over norm(src); up of all, then the gates
+    EXPERTS_OUT,  // dst (+)= scale * the sum of weight * (src @ W.T + bias) over each row's experts
 };
 
 // dst = scale * (src - mean) / sqrt(variance + eps) * weight + bias, the mean only if LAYER. NO_NORM: scale * src.
@@ -38,16 +42,26 @@ struct Matrix {
     i64 at;  // its first output in a row of dst
 };
 
+// What the three operations of a mixture share.
+struct Experts {
+    i64 count, top_k, scoring, normalise, num_groups, top_k_groups, gated;
+    i64 inner;                   // floats from the inner numbers of one chosen expert to the next
+    double scale, clamp, alpha;  // clamp: 0 is none
+    const float *correction;     // [count] or null: added to the scores that are compared
+    float *weights;              // [MAX_ROWS, top_k], of those chosen
+    i64 *chosen;                 // likewise
+};
+
 struct Op {
     i64 kind;
     float *src, *dst;
     i64 src_row, dst_row;  // floats from one row to the next
     Norm norm;
-    const Matrix *matrices;  // LINEAR: side by side in dst; GATED: the gate, then up; LOGITS: one
+    const Matrix *matrices;  // LINEAR: side by side in dst; GATED: the gate, then up; LOGITS: one; EMBED: one if packed
     i64 num_matrices;
     i64 packed;              // some of them hold whole numbers
-    const void *weight;      // EMBED: the table as it is
-    i64 dtype, rows, columns;  // of the table; columns of the widest matrix
+    const void *weight;      // EMBED: the table as it is, unless it is packed
+    i64 dtype, rows, columns;  // of the tables; columns of the widest matrix
     i64 activation, add;       // add: to dst, instead of replacing it
     double scale, gate_scale, clip, softcap;  // clip, softcap: 0 is none
     const void *positions_table;              // EMBED; null: none
@@ -59,6 +73,9 @@ struct Op {
     Norm q_norm, k_norm;
     const float *sinks, *slopes;        // [H] or null
     i64 causal, window, chunk;          // window, chunk: 0 is none
+    const float *gates;                 // LINEAR: null, or one number a row, whose sigmoid is a factor
+    i64 gates_row;
+    const Experts *experts;             // CHOOSE, EXPERTS_IN, EXPERTS_OUT
 };
 
 struct Plan {
@@ -101,6 +118,24 @@ struct Pass {
     i64 isa;
 };
 
-constexpr i64 MAX_ROWS = 16;
+// Several tokens of every row: passes of one token, each with what was chosen from the one before.
+struct Run {
+    i64 count;         // tokens a row at most; the groups of the pass are as after all of them
+    i64 *tokens;       // [B, count + 1]: the last token of each row, then what is chosen
+    const i64 *ended;  // [B] or null; what ended rows get is `pad`
+    i64 pad;
+    const i64 *ends;  // ids that end a row, and so the run
+    i64 num_ends, num_groups;
+    const i64 *seeds;  // [B]; null: the most likely token
+    i64 first;         // number of the first draw
+    double temperature;
+    i64 top_k;           // 0: off
+    double tail, share;  // 1 - top_p and min_p; 0: off
+    i64 made, fed;       // result: tokens chosen, passes made. One pass more: its logits are for the caller
+    double seconds;      // result: spent in here
+};
+
+constexpr i64 MAX_ROWS = 32;  // of one call
+constexpr i64 MOST_EXPERTS = 1024;  // of one mixture
 enum Failure : i64 { OK = 0, BAD_TOKEN = 1, BAD_POSITION = 2, NO_MEMORY = 3 };
-enum Isa : i64 { PORTABLE = 0, AVX2 = 1, AVX512 = 2 };
+enum Isa : i64 { PORTABLE = 0, AVX2 = 1, AVXVNNI = 2, AVX512 = 3, AVX512VNNI = 4 };  // the later, the better

@@ -6,10 +6,12 @@ struct Context {
     const Pass &pass;
     int thread, count;
     float *normed;       // [MAX_ROWS, plan.scratch_rows]
-    float *sums, *steps;  // [MAX_ROWS, groups of plan.scratch_rows]
-    std::int8_t *codes;   // [MAX_ROWS, groups, GROUP]
-    float *scores;  // one query's, as many as the longest group has cells
-    int *seen;      // the cells that one query sees
+    float *sums, *steps;   // [MAX_ROWS, groups of plan.scratch_rows]
+    std::int8_t *codes;    // [MAX_ROWS, groups, 3, GROUP]
+    std::int32_t *starts;  // [MAX_ROWS, groups, 3]
+    float *attention;  // for attention: a thread's own room, and what all share
+    float *parts;
+    int *arrived;
     i64 rows() const { return pass.B * pass.T; }
     i64 from(i64 units) const { return units * thread / count; }
     i64 to(i64 units) const { return units * (thread + 1) / count; }
@@ -73,6 +75,28 @@ TARGET inline void whole_rows(const Op &op, Context &c) {
 
 // Embedding
 
+// One row of a packed matrix; see packed.h.
+TARGET inline void unpack_row(const Matrix &w, i64 row, float *to) {
+    const bool eight = w.form == EIGHT_BITS;
+    const i64 groups = w.columns / GROUP, bytes = eight ? 512 : 256, lane = row % 16;
+    const std::uint8_t *codes = (const std::uint8_t *)w.numbers + row / 16 * groups * bytes + 4 * lane;
+    const i64 first = row / 16 * groups * 16 + lane / WIDTH * WIDTH;
+    for (i64 g = 0; g < groups; g++, codes += bytes, to += GROUP) {
+        const float s = load_half(w.scale + first + 16 * g)[lane % WIDTH];
+        const float o = w.offset ? load_half(w.offset + first + 16 * g)[lane % WIDTH] : eight ? 0.0f : -8.0f * s;
+        for (i64 u = 0; u < bytes / 64; u++)
+            for (i64 j = 0; j < 4; j++) {
+                const std::uint8_t code = codes[64 * u + j];
+                if (eight) {
+                    to[4 * u + j] = s * (float)(std::int8_t)code + o;
+                } else {
+                    to[8 * u + j] = s * (float)(code & 15) + o;
+                    to[8 * u + 4 + j] = s * (float)(code >> 4) + o;
+                }
+            }
+    }
+}
+
 template <class T>
 TARGET inline void embed(const Op &op, Context &c) {
     const T *table = (const T *)op.weight, *learned = (const T *)op.positions_table;
@@ -80,112 +104,29 @@ TARGET inline void embed(const Op &op, Context &c) {
     for (i64 m = c.from(c.rows()); m < c.to(c.rows()); m++) {
         const i64 id = c.pass.ids[m / c.pass.T * c.pass.ids_row + m % c.pass.T * c.pass.ids_column];
         const i64 position = c.position(m);
-        const T *vector = table + id * size;
         const T *place = learned + ((position < 0 ? 0 : position) + op.position_offset) * size;
         float *to = op.dst + m * op.dst_row;
+        if (op.packed) unpack_row(op.matrices[0], id, to);
+        else
+            for (i64 i = 0; i < size; i++) to[i] = widen(table[id * size + i]);
         for (i64 i = 0; i < size; i++) {
-            to[i] = widen(vector[i]) * (float)op.scale;
+            to[i] *= (float)op.scale;
             if (learned) to[i] += widen(place[i]);
         }
     }
 }
 
-// Products with a weight
-//
-// Packed as blocks of 16 output rows, so that a register holds outputs and no sum runs across it: float32 as
-// [blocks][columns][16], bfloat16 as [blocks][columns / 2][16][2]. Columns are filled up to a multiple of 8 and rows to
-// one of 16, with zeros.
-
-constexpr int MOST = WIDTH == 16 ? 8 : WIDTH == 8 ? 4 : 2;  // rows of x at once
-
-// Independent sums a row and register: enough to hide an addition's latency, no more than there are registers.
-template <int R>
-constexpr int chains() {
-    const int room = (WIDTH == 16 ? 16 : 8) / (R * PARTS);
-    return room < 1 ? 1 : room > 8 ? 8 : room;
-}
-
-template <int R>
-TARGET inline void dot(const float *w, const float *x, i64 x_row, i64 columns, float *out) {
-    constexpr int C = chains<R>();
-    V total[R][C][PARTS] = {};
-    for (i64 k = 0; k < columns; k += 8, w += 128) {
-#pragma GCC unroll 8
-        for (int line = 0; line < 8; line++) __builtin_prefetch(w + 1024 + 16 * line);
-#pragma GCC unroll 8
-        for (int j = 0; j < 8; j++)
-#pragma GCC unroll 4
-            for (int p = 0; p < PARTS; p++) {
-                const V v = load(w + 16 * j + WIDTH * p);
-#pragma GCC unroll 8
-                for (int r = 0; r < R; r++) total[r][j % C][p] += v * all(x[r * x_row + k + j]);
-            }
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
-        for (int p = 0; p < PARTS; p++) {
-            V v = total[r][0][p];
-#pragma GCC unroll 8
-            for (int i = 1; i < C; i++) v += total[r][i][p];
-            store(out + 16 * r + WIDTH * p, v);
-        }
-}
-
-template <int R>
-TARGET inline void dot(const std::uint16_t *w, const float *x, i64 x_row, i64 columns, float *out) {
-    constexpr int C = chains<R>();
-    V total[R][C][PARTS] = {};
-    for (i64 k = 0; k < columns; k += 8, w += 128) {
-#pragma GCC unroll 4
-        for (int line = 0; line < 4; line++) __builtin_prefetch(w + 2048 + 32 * line);
-#pragma GCC unroll 4
-        for (int j = 0; j < 8; j += 2)
-#pragma GCC unroll 4
-            for (int p = 0; p < PARTS; p++) {
-                U pair;
-                __builtin_memcpy(&pair, w + 16 * j + 2 * WIDTH * p, sizeof pair);
-                const V even = (V)(pair << 16), odd = (V)(pair & 0xffff0000u);
-#pragma GCC unroll 8
-                for (int r = 0; r < R; r++) {
-                    total[r][j % C][p] += even * all(x[r * x_row + k + j]);
-                    total[r][(j + 1) % C][p] += odd * all(x[r * x_row + k + j + 1]);
-                }
-            }
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
-        for (int p = 0; p < PARTS; p++) {
-            V v = total[r][0][p];
-#pragma GCC unroll 8
-            for (int i = 1; i < C; i++) v += total[r][i][p];
-            store(out + 16 * r + WIDTH * p, v);
-        }
-}
-
 template <class T>
 TARGET inline void plain_block(const Matrix &w, i64 index, const Rows &rows, i64 count, float *out) {
-    const T *numbers = (const T *)w.numbers + index * 16 * w.columns;
-    const float *x = rows.x;
-    const i64 row = rows.stride;
-    i64 r = 0;
-    if (MOST >= 8)
-        for (; r + 8 <= count; r += 8) dot<MOST>(numbers, x + r * row, row, w.columns, out + 16 * r);
-    if (MOST >= 4)
-        for (; r + 4 <= count; r += 4) dot<MOST < 4 ? MOST : 4>(numbers, x + r * row, row, w.columns, out + 16 * r);
-    for (; r + 2 <= count; r += 2) dot<2>(numbers, x + r * row, row, w.columns, out + 16 * r);
-    for (; r < count; r++) dot<1>(numbers, x + r * row, row, w.columns, out + 16 * r);
+    plain_rows<false>((const T *)w.numbers + index * 16 * w.columns, rows.x, rows.stride, w.columns, count, out);
 }
 
 // 16 outputs of `count` rows, the bias added: out [count, 16].
 TARGET inline void block(const Plan &plan, const Matrix &w, i64 index, const Rows &rows, i64 count, float *out) {
     if (w.form == PLAIN_FLOAT32) plain_block<float>(w, index, rows, count, out);
     else if (w.form == PLAIN_BFLOAT16) plain_block<std::uint16_t>(w, index, rows, count, out);
-    else if (w.form == EIGHT_BITS && plan.rounds) packed_block<true, true>(w, index, rows, count, out);
-    else if (w.form == EIGHT_BITS) packed_block<true, false>(w, index, rows, count, out);
-    else if (plan.rounds) packed_block<false, true>(w, index, rows, count, out);
-    else packed_block<false, false>(w, index, rows, count, out);
+    else if (w.form == EIGHT_BITS) packed_block<true>(w, index, rows, count, plan.rounds, out);
+    else packed_block<false>(w, index, rows, count, plan.rounds, out);
     if (!w.bias) return;
     for (i64 r = 0; r < count; r++)
         for (int i = 0; i < 16; i++) out[16 * r + i] += w.bias[16 * index + i];
@@ -220,7 +161,7 @@ TARGET inline void activate(i64 activation, float *x, i64 count) {
 // The rows that an operation reads, normalised and rounded by every thread for itself: cheaper than a barrier.
 TARGET inline Rows read_rows(const Op &op, Context &c, i64 keep) {
     const i64 T = c.pass.T, rows = c.pass.B * keep, groups = (c.plan.scratch_rows + GROUP - 1) / GROUP;
-    Rows read = {op.src, op.src_row, c.sums, c.steps, c.codes, groups};
+    Rows read = {op.src, op.src_row, c.sums, c.steps, c.codes, c.starts, groups};
     if (op.norm.kind != NO_NORM || op.norm.scale != 1.0 || keep != T) {
         read.x = c.normed;
         read.stride = c.plan.scratch_rows;
@@ -230,10 +171,19 @@ TARGET inline Rows read_rows(const Op &op, Context &c, i64 keep) {
             for (i64 i = op.norm.size; i < op.columns && i < read.stride; i++) to[i] = 0.0f;  // for the filled columns
         }
     }
-    if (op.packed)
-        for (i64 m = 0; m < rows; m++)
-            prepare(read.x + m * read.stride, op.norm.size / GROUP, c.plan.rounds, c.sums + m * groups,
-                    c.steps + m * groups, c.codes + m * groups * GROUP);
+    if (!op.packed) return read;
+    bool whole = c.plan.rounds;
+    for (i64 i = 0; i < op.num_matrices; i++)
+        whole |= (op.matrices[i].form == EIGHT_BITS && in_three_bytes<true>(rows)) ||
+                 (op.matrices[i].form == FOUR_BITS && in_three_bytes<false>(rows));
+    for (i64 m = 0; m < rows; m++) {
+        const float *x = read.x + m * read.stride;
+        const i64 count = op.norm.size / GROUP, at = m * groups;
+        if (c.plan.rounds) prepare<1>(x, count, c.sums + at, c.steps + at, c.codes + at * GROUP, c.starts + at);
+        else if (whole)
+            prepare<3>(x, count, c.sums + at, c.steps + at, c.codes + 3 * at * GROUP, c.starts + 3 * at);
+        else prepare<0>(x, count, c.sums + at, nullptr, nullptr, nullptr);
+    }
     return read;
 }
 
@@ -250,7 +200,9 @@ TARGET inline void linear_block(const Op &op, Context &c, const Matrix &w, i64 b
                 y[i] = y[i] > (float)op.clip ? (float)op.clip : y[i];
             }
         activate(op.activation, y, 16);
-        for (int i = 0; i < 16; i++) y[i] *= (float)op.scale;
+        float scale = (float)op.scale;
+        if (op.gates) scale /= 1.0f + std::exp(-op.gates[m * op.gates_row]);
+        for (int i = 0; i < 16; i++) y[i] *= scale;
         if (op.add)
             for (i64 i = 0; i < width; i++) to[i] += y[i];
         else
@@ -367,112 +319,8 @@ TARGET inline void heads(const Op &op, Context &c) {
     }
 }
 
-// Attention
-
-template <class T>
-TARGET inline float product(const float *q, const T *k, i64 D) {
-    V one = {}, two = {};
-    i64 i = 0;
-    for (; i + 2 * WIDTH <= D; i += 2 * WIDTH) {
-        one += load(q + i) * load(k + i);
-        two += load(q + i + WIDTH) * load(k + i + WIDTH);
-    }
-    for (; i + WIDTH <= D; i += WIDTH) one += load(q + i) * load(k + i);
-    float total = D >= WIDTH ? sum(one + two) : 0.0f;
-    for (; i < D; i++) total += q[i] * widen(k[i]);
-    return total;
-}
-
-// The cells of row `b` that a query at `position` sees: how many, as c.seen if `listed`, else from `first` on.
-TARGET inline i64 visible(const Op &op, Context &c, const Group &g, i64 b, i64 position, i64 &first, bool &listed) {
-    listed = g.start < 0;
-    first = 0;
-    if (position < 0) return 0;
-    if (!listed) {
-        i64 lowest = g.start, end = g.start + g.length;  // positions
-        if (op.causal && position + 1 < end) end = position + 1;
-        if (op.window && position - op.window + 1 > lowest) lowest = position - op.window + 1;
-        if (op.chunk) {
-            const i64 chunk = position / op.chunk * op.chunk;
-            if (chunk > lowest) lowest = chunk;
-            if (chunk + op.chunk < end) end = chunk + op.chunk;
-        }
-        first = lowest - g.start;
-        return end > lowest ? end - lowest : 0;
-    }
-    const i64 *positions = g.positions + b * g.positions_row;
-    i64 count = 0;
-    for (i64 j = 0; j < g.length; j++) {
-        const i64 at = positions[j];
-        if (at < 0 || (op.causal && at > position) || (op.window && position - at >= op.window)) continue;
-        if (op.chunk && at / op.chunk != position / op.chunk) continue;
-        c.seen[count++] = (int)j;
-    }
-    return count;
-}
-
-struct Softmax {
-    float highest;
-    TARGET V of(V x) const { return exponential(x - all(highest)); }
-};
-
-// Scale, soft cap, ALiBi, softmax with sinks, values: the order of `AttentionSpec`.
-template <class T>
-TARGET inline void attend(const Op &op, Context &c) {
-    const i64 D = op.head_dim, Dv = op.v_head_dim, group_size = op.num_heads / op.num_kv_heads, tokens = c.pass.T;
-    const Slot &slot = c.pass.slots[op.slot];
-    const Group &g = c.pass.groups[slot.group];
-    const i64 units = c.rows() * op.num_heads;  // (row of the batch, head, token): neighbours share keys
-    for (i64 u = c.from(units); u < c.to(units); u++) {
-        const i64 t = u % tokens, h = u / tokens % op.num_heads, b = u / tokens / op.num_heads, m = b * tokens + t;
-        const i64 position = c.position(m), kv = h / group_size;
-        const float *q = op.src + m * op.src_row + h * D;
-        float *o = op.dst + m * op.dst_row + h * Dv, *s = c.scores;
-        const T *k = (const T *)slot.k + b * slot.k_row + kv * slot.k_head + g.shift * slot.k_cell;
-        const T *v = (const T *)slot.v + b * slot.v_row + kv * slot.v_head + g.shift * slot.v_cell;
-        for (i64 i = 0; i < Dv; i++) o[i] = 0.0f;
-        i64 first;
-        bool listed;
-        const i64 count = visible(op, c, g, b, position, first, listed);
-        if (count == 0) continue;
-        for (i64 j = 0; j < count; j++)
-            s[j] = product(q, k + (listed ? c.seen[j] : first + j) * slot.k_cell, D) * (float)op.scale;
-        if (op.softcap > 0) each(s, count, Cap{(float)op.softcap});
-        if (op.slopes)
-            for (i64 j = 0; j < count; j++) {
-                const i64 at = listed ? g.positions[b * g.positions_row + c.seen[j]] : g.start + first + j;
-                s[j] -= op.slopes[h] * (float)(position - at);
-            }
-        float highest = op.sinks ? op.sinks[h] : s[0];
-        for (i64 j = 0; j < count; j++) highest = s[j] > highest ? s[j] : highest;
-        each(s, count, Softmax{highest});
-        float total = op.sinks ? std::exp(op.sinks[h] - highest) : 0.0f;
-        V sums = {};
-        i64 j = 0;
-        for (; j + WIDTH <= count; j += WIDTH) sums += load(s + j);
-        total += sum(sums);
-        for (; j < count; j++) total += s[j];
-        const float inverse = 1.0f / total;
-        i64 i = 0;
-        for (; i + 4 * WIDTH <= Dv; i += 4 * WIDTH) {
-            V out[4] = {};
-            for (i64 j = 0; j < count; j++) {
-                const T *value = v + (listed ? c.seen[j] : first + j) * slot.v_cell + i;
-#pragma GCC unroll 4
-                for (int part = 0; part < 4; part++) out[part] += all(s[j]) * load(value + part * WIDTH);
-            }
-#pragma GCC unroll 4
-            for (int part = 0; part < 4; part++) store(o + i + part * WIDTH, out[part] * all(inverse));
-        }
-        if (i < Dv) {
-            for (i64 j = 0; j < count; j++) {
-                const T *value = v + (listed ? c.seen[j] : first + j) * slot.v_cell;
-                for (i64 d = i; d < Dv; d++) o[d] += s[j] * widen(value[d]);
-            }
-            for (i64 d = i; d < Dv; d++) o[d] *= inverse;
-        }
-    }
-}
+#include "attention.h"
+#include "experts.h"
 
 TARGET inline void carry_out(const Op &op, Context &c) {
     switch (op.kind) {
@@ -480,6 +328,9 @@ TARGET inline void carry_out(const Op &op, Context &c) {
         case NORMALISE: return whole_rows(op, c);
         case LINEAR: return linear(op, c);
         case GATED: return gated(op, c);
+        case CHOOSE: return choose_experts(op, c);
+        case EXPERTS_IN: return experts_in(op, c);
+        case EXPERTS_OUT: return experts_out(op, c);
         case LOGITS: return c.plan.logits_dtype == BFLOAT16 ? logits<std::uint16_t>(op, c) : logits<float>(op, c);
     }
     const bool half_cache = c.pass.slots[op.slot].dtype == BFLOAT16;
