@@ -91,7 +91,7 @@ def kinds(lm: pluglm.LanguageModel, args: argparse.Namespace) -> dict[str, Kind]
     draft = pluglm.load("pystdlib-draft", dtype="float32", executor=args.draft_executor or args.executor)
     alone = [[row] for row in fresh[: args.prompts]]
     eight = copied[: BATCH // 2] + fresh[: BATCH // 2]
-    count = {"num_assistant_tokens": args.guess, "assistant_confidence_threshold": 0.0}
+    count = {"num_assistant_tokens": args.guess, "assistant_confidence_threshold": args.confidence}
     found = {
         "lookup, repeating": Kind([[row] for row in copied[: args.prompts]], "prompt-lookup"),
         "lookup, fresh": Kind(alone, "prompt-lookup", {"temperature": 1.0, "seed": 1}),
@@ -163,7 +163,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cache", default="dynamic")
-    parser.add_argument("--guess", type=int, default=2, help="tokens that the draft model and the first layers guess")
+    parser.add_argument("--guess", type=int, default=5, help="tokens that the draft model and the first layers guess")
+    parser.add_argument("--confidence", type=float, default=0.4, help="below which a guess ends")
     parser.add_argument("--layers", type=int, default=2, help="of the model, for early exit")
     parser.add_argument("--executor", default="auto", help="what runs the model")
     parser.add_argument("--draft-executor", help="what runs the draft model, if it is not the same")
@@ -188,7 +189,7 @@ def main() -> None:
         )
     print(json.dumps({
         "model": "pystdlib", "plan": lm.plan.hash[:12], "cache": args.cache, "tokens": args.tokens,
-        "prompts": args.prompts, "rounds": args.rounds, "threads": args.threads, "guess": args.guess,
+        "prompts": args.prompts, "rounds": args.rounds, "threads": args.threads, "guess": args.guess, "confidence": args.confidence,
         "layers": args.layers, "executor": args.executor, "draft_executor": args.draft_executor, "quick": args.quick, "bounds": BOUNDS,
         "results": results, "torch": torch.__version__, "machine": platform.processor() or platform.machine(),
     }))  # fmt: skip

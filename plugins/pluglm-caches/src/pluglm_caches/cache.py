@@ -26,12 +26,12 @@ from pluglm_caches.tokens import TokenStore
 class CachePass:
     """One pass's reservation: the cells [start, start + count)."""
 
-    __slots__ = ("_cache", "_infos", "cell", "cells", "count", "dense", "prefix", "segmented", "start")
+    __slots__ = ("_cache", "_infos", "cell", "cells", "count", "dense", "end", "prefix", "segmented", "start")
 
     def __init__(
         self, cache: SlotCache, start: int, count: int, *, dense: bool, prefix: Tensor | None, segmented: bool
     ) -> None:
-        self._cache, self.cells, self.start, self.count = cache, cache.cells, start, count
+        self._cache, self.cells, self.start, self.count, self.end = cache, cache.cells, start, count, start + count
         self.dense, self.prefix, self.segmented = dense, prefix, segmented
         self._infos: dict[int, KeyInfo] = {}
         # Found out here for all slots: in each of them it would be one more call.
@@ -46,7 +46,7 @@ class CachePass:
         first = store.seen_from(self)
         if first not in self._infos:
             self._infos[first] = self.cells.info(
-                first, self.start + self.count, self.count,
+                first, self.end, self.count,
                 dense=self.dense, prefix=self.prefix, segmented=self.segmented,
             )  # fmt: skip
         return self._infos[first]
@@ -180,7 +180,7 @@ class SlotCache:
         if current is None or step is not current:
             raise refusals.stale(self.layout, "commit")
         self._step = None
-        end = current.start + current.count
+        end = current.end
         self.cells.commit(end, dense=current.dense, prefix=current.prefix, segmented=current.segmented)
         self._settle()
         for fixed in self._fixed:

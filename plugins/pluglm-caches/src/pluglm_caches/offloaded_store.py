@@ -88,7 +88,7 @@ class OffloadedStore(TokenStore):
         one, two = self._pair(cells)
         one.narrow(self.axis, current.start, current.count).copy_(k)
         two.narrow(self.axis, current.start, current.count).copy_(v)
-        end = current.start + current.count
+        end = current.end
         staging.store(cells[current.start :], self.cells[current.start : end])
         if self.following is not None:
             staging.fetch(self.following.slot, self.following.cells, current)
@@ -96,7 +96,7 @@ class OffloadedStore(TokenStore):
 
     def seen(self, current: Pass) -> Any:
         """What `write` returned; what is not on the accelerator any more is copied there anew."""
-        end = current.start + current.count
+        end = current.end
         if self.staging is not None:
             cells = self.staging.held(self.slot, self.cells.shape[1], current)
             if cells is not None:

@@ -61,7 +61,7 @@ class PagedStore(TokenStore):
         where = self.table.where(current.start, current.count)
         for pages, given in ((pool.k[self.index], k), (pool.v[self.index], v)):
             pages.flatten(0, 1).index_copy_(0, where, given.transpose(1, 2).flatten(0, 1))  # [B * T, K, D]
-        return self.read(self.seen_from(current), current.start + current.count)
+        return self.read(self.seen_from(current), current.end)
 
     def read(self, start: int, end: int) -> DenseView | PagedView:
         """The pages, or what they hold gathered; `start` begins a page."""

@@ -114,7 +114,7 @@ class QuantizedStore(KVStore):
     def write(self, k: Tensor, v: Tensor, current: Pass) -> Any:
         """Write the pass into the tail, hand out what it reads."""
         self.put(k, v, current.start - self.base, current.count)
-        return self.read(self.seen_from(current), current.start + current.count)
+        return self.read(self.seen_from(current), current.end)
 
     def read(self, start: int, end: int) -> Any:
         """Blocks and tail, or both unpacked into one dense view."""

@@ -115,7 +115,7 @@ class Sinks:
         return self._moves[first]
 
     def _move(self, current: Pass, first: int, start: int) -> Moved:
-        cells, end = current.cells, current.start + current.count
+        cells, end = current.cells, current.end
         if current.dense:
             first = max(start, self.num)
             window, sinks = cells.ramp(first, end), cells.ramp(first - self.num, first)
@@ -202,13 +202,13 @@ class SinkStore(WindowStore):
         return self.first
 
     def seen(self, current: Pass) -> Any:
-        end, moved = current.start + current.count, self.sinks.moved(current, self.first)
+        end, moved = current.end, self.sinks.moved(current, self.first)
         return self.read(self.first, end) if moved is None else self.read(moved.begin, end + self.spare)
 
     def write(self, k: Tensor, v: Tensor, current: Pass) -> Any:
         """Write the pass and, behind it, the sinks."""
         self.put(k, v, current.start - self.first, current.count)
-        moved, end = self.sinks.moved(current, self.first), current.start + current.count
+        moved, end = self.sinks.moved(current, self.first), current.end
         if moved is None:
             return self.read(self.first, end)
         assert self.kept is not None  # the cache has looked for them before the pass

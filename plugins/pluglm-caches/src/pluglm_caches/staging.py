@@ -79,7 +79,7 @@ class Staging:
         place = self._place[slot]
         if self._content[place][:2] == (current, slot):
             return
-        needed = (current.start + current.count) * host.shape[1]
+        needed = current.end * host.shape[1]
         if self._buffers[place].shape[0] < needed:
             self.streams.finish()  # a copy out of the old buffer may be under way
             self._buffers[place] = zeros((needed + needed // 2,), self.dtype, self.device)
@@ -93,7 +93,7 @@ class Staging:
         self.fetch(slot, host, current)
         place = self._place[slot]
         self.streams.wait(self._content[place][2])
-        return self._cells(place, current.start + current.count, host.shape[1])
+        return self._cells(place, current.end, host.shape[1])
 
     def store(self, fresh: Tensor, host: Tensor) -> None:
         """Copy a pass's cells [T, numbers] to their place on the host, after the work that computes them."""
@@ -104,7 +104,7 @@ class Staging:
         place = self._place[slot]
         if self._content[place][:2] != (current, slot):
             return None
-        return self._cells(place, current.start + current.count, numbers)
+        return self._cells(place, current.end, numbers)
 
     def _cells(self, place: int, cells: int, numbers: int) -> Tensor:
         return self._buffers[place].narrow(0, 0, cells * numbers).view(cells, numbers)

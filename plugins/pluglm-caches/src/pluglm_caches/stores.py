@@ -71,7 +71,7 @@ def wrong_shape(name: str, given: Tensor, wanted: Sequence[int], dtype: torch.dt
 
 
 class Pass(Protocol):
-    """What a store must know of the pass under way: its cells are [start, start + count).
+    """What a store must know of the pass under way: its cells are [start, end), `count` of them.
 
     cell: [1] int64, `start` as a tensor where the cache is, in a pass of one cell without gradients; else None.
     """
@@ -79,6 +79,7 @@ class Pass(Protocol):
     cells: Cells
     start: int
     count: int
+    end: int
     dense: bool
     prefix: Tensor | None
     cell: Tensor | None
@@ -109,7 +110,7 @@ class Store:
 
     def seen(self, current: Pass) -> Any:
         """A view of what the pass under way hands out."""
-        return self.read(self.seen_from(current), current.start + current.count)
+        return self.read(self.seen_from(current), current.end)
 
     def committed(self, length: int) -> Any:
         """A view of what is held of the first `length` cells, all that count."""

@@ -20,13 +20,14 @@ class _Lie:
 
     Attributes:
         head, tail: what stands before and behind the number of cells in a slice's shape.
+        shape: the whole shape, of some number of cells: whoever slices says of how many, as a new list is slower.
         strides, base: of the tensor, and its own offset in the storage.
     """
 
-    __slots__ = ("base", "head", "strides", "tail")
+    __slots__ = ("base", "head", "shape", "strides", "tail")
 
     def __init__(self, of: Tensor, axis: int) -> None:
-        self.head, self.tail = tuple(of.shape[:axis]), tuple(of.shape[axis + 1 :])
+        self.head, self.tail, self.shape = tuple(of.shape[:axis]), tuple(of.shape[axis + 1 :]), list(of.shape)
         self.strides, self.base = of.stride(), of.storage_offset()
 
 
@@ -90,22 +91,19 @@ class TokenStore(Store):
 
     def write(self, k: Tensor, v: Tensor, current: Pass) -> Any:
         """Write both tensors, hand out what is held. A decode step has a way of its own: it runs for each layer."""
-        cell, end = current.cell, current.start + current.count
+        cell, axis = current.cell, self.axis
         if cell is None or self.first:
             self.put(k, v, current.start - self.first, current.count)
-            return self.read(self.first, end)
-        one, two = self._one, self._two
+            return self.read(self.first, current.end)
+        one, two, a, b = self._one, self._two, self._one_lies, self._two_lies
         try:  # one call where a slice and a copy are two; it refuses other shapes and dtypes by itself
-            one.index_copy_(self.axis, cell, k)
-            two.index_copy_(self.axis, cell, v)
+            one.index_copy_(axis, cell, k)
+            two.index_copy_(axis, cell, v)
         except (RuntimeError, IndexError):
             self.check(k, v, 1)
             raise
-        a, b = self._one_lies, self._two_lies
-        return self.view(
-            one.as_strided((*a.head, end, *a.tail), a.strides, a.base),
-            two.as_strided((*b.head, end, *b.tail), b.strides, b.base),
-        )
+        a.shape[axis] = b.shape[axis] = current.end
+        return self.view(one.as_strided(a.shape, a.strides, a.base), two.as_strided(b.shape, b.strides, b.base))
 
     def put(self, one: Tensor, two: Tensor, at: int, count: int) -> None:
         """Write `count` cells from index `at` of the tensors on."""

@@ -88,7 +88,7 @@ class WindowStore(KVStore):
     def write(self, k: Tensor, v: Tensor, current: Pass) -> Any:
         """Write the pass, hand out what it reads."""
         self.put(k, v, current.start - self.first, current.count)
-        return self.read(self.seen_from(current), current.start + current.count)
+        return self.read(self.seen_from(current), current.end)
 
     def lacks(self, cells: Cells, length: int) -> bool:
         if not length or not self.first:
