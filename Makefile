@@ -27,7 +27,8 @@ test: setup ## run all tests that need no GPU and no network
 test-oldest-pluggy: setup ## run the tests of the core on the oldest pluggy we support
 	$(PYTHON) -c "import shutil; shutil.rmtree('.venv/oldest', ignore_errors=True)"
 	$(VENV)/python -m pip install --quiet --no-deps --target .venv/oldest pluggy==1.6.0
-	PYTHONPATH=.venv/oldest $(VENV)/python -m pytest --timeout=600 -m "not gpu and not network and not slow" tests/core
+	PYTHONPATH=.venv/oldest OMP_NUM_THREADS=1 $(VENV)/python -m pytest --timeout=600 -m "not gpu and not network and not slow" \
+		-n auto --dist loadfile tests/core
 
 test-hqq: setup ## run the tests that need the package hqq, kept apart: Transformers imports it wherever it is installed
 	DISABLE_CUDA=1 $(VENV)/python -m pip install --quiet --no-deps --upgrade --target .venv/hqq hqq==0.2.8.post1

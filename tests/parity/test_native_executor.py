@@ -20,7 +20,7 @@ native = pytest.importorskip("pluglm_executor_cpu.native")
 pytestmark = pytest.mark.skipif(native.library() is None, reason="pluglm-executor-cpu has no compiled library here")
 
 #: Ops of a program that it refuses, by their names there.
-REFUSED = {"experts", "latent_attention", "state_space"}
+REFUSED = {"latent_attention", "state_space"}
 TOLERANCE = 1e-4
 STEPS = 40
 every_variant = pytest.mark.parametrize("name", VARIANTS)
