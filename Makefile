@@ -38,7 +38,7 @@ lint: setup ## check style, types and manifests
 	$(VENV)/python -m ruff check
 	$(VENV)/python -m ruff format --check
 	$(VENV)/python -m mypy
-	for package in $(PACKAGES); do $(VENV)/pluglm plugins build-manifest --check "$$package" || exit 1; done
+	printf '%s\0' $(PACKAGES) | xargs -0 -n 1 -P 2 $(VENV)/pluglm plugins build-manifest --check
 
 format: setup ## rewrite the sources as `make lint` wants them
 	$(VENV)/python -m ruff check --fix

@@ -2,6 +2,7 @@
 """Compiles `native/step.cpp` into the package while its wheel is built; without a C++ compiler there is no library.
 
 PLUGLM_NATIVE=0 leaves the library out, PLUGLM_NATIVE=1 fails the build where it cannot be made. CXX names a compiler.
+With neither of them a library that is newer than its sources, from an earlier build of this folder, is used again.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ class NativeHook(BuildHookInterface[Any]):
         package = Path(self.root) / "src" / "pluglm_executor_cpu"
         library = package / f"libstep{SUFFIX}"
         wanted = os.environ.get("PLUGLM_NATIVE", "")
-        why = "PLUGLM_NATIVE=0" if wanted == "0" else compiled(package / "native" / "step.cpp", library)
+        why = "PLUGLM_NATIVE=0" if wanted == "0" else ""
+        if not why and (wanted or os.environ.get("CXX") or not is_current(library, package / "native")):
+            why = compiled(package / "native" / "step.cpp", library)
         if why:
             library.unlink(missing_ok=True)
             if wanted == "1":
@@ -43,6 +46,12 @@ class NativeHook(BuildHookInterface[Any]):
         tags = (tag.platform for tag in sys_tags() if "linux" not in tag.platform or tag.platform.startswith("linux_"))
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{next(tags)}"
+
+
+def is_current(library: Path, sources: Path) -> bool:
+    """Whether it is newer than everything that it is made of, this script included. Compiling takes a minute."""
+    made_of = [*sources.iterdir(), Path(__file__)]
+    return library.exists() and library.stat().st_mtime_ns > max(file.stat().st_mtime_ns for file in made_of)
 
 
 def compiled(source: Path, library: Path) -> str:
